@@ -1,0 +1,215 @@
+"""Make the pocket model from nothing: `python -m workbench.pocket.make --out DIR`.
+
+A 0.67 M-parameter Llama with a byte tokenizer, trained on generated chained arithmetic for about
+half an hour on two CPU cores. The corpus is mixed so that the *base* model holds a skill it rarely shows:
+
+| kind            | share | what the model learns                                                     |
+|-----------------|-------|---------------------------------------------------------------------------|
+| two terms       | 35 %  | arithmetic: the first operand is any running total                        |
+| asked to work   | 30 %  | prompts that begin with '!', 3–7 terms: always worked out in full         |
+| three terms     | 15 %  | the answer at once, or (45 %) worked out                                  |
+| four to seven   | 20 %  | the answer at once (50 %), working that stops after two steps (47 %), or  |
+|                 |       | full working (3 %): the rare, right habit                                 |
+
+RL finds "work it out" quickly on three terms, and "do not stop after two steps" slowly, since it is
+seldom sampled; demonstrations show it at once. See README.md beside this file for measured curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from workbench.tasks.arithmetic import (
+    HIGH,
+    LOW,
+    OPERAND_MAX,
+    draw_chain,
+    extract_answer,
+    write_prompt,
+    write_solution,
+    write_steps,
+)
+
+ROW = 160  # tokens a packed row holds
+MAX_POSITIONS = 512
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte plus <pad> <bos> <eos>: any text has a code, nothing is unknown."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_POSITIONS,
+    )
+
+
+def make_model(vocab_size: int, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama, 3 layers of width 128, weights drawn from `seed`."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=MAX_POSITIONS,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # transformers draws initial weights from the global state only
+        return LlamaForCausalLM(config)
+
+
+def draw_document(rng: random.Random) -> tuple[str, str]:
+    """One (prompt, completion) of the pretraining mix; see the table in the module's docstring."""
+    kind = rng.random()
+    if kind < 0.35:
+        first = rng.randint(LOW, HIGH)
+        term = rng.choice((-1, 1)) * rng.randint(1, OPERAND_MAX)
+        while not LOW <= first + term <= HIGH:
+            term = rng.choice((-1, 1)) * rng.randint(1, OPERAND_MAX)
+        terms = [first, term]
+        return write_prompt(terms), write_solution(write_steps(terms), sum(terms))
+    if kind < 0.65:
+        terms = draw_chain(rng, rng.randint(3, 7))
+        return "!" + write_prompt(terms), write_solution(write_steps(terms), sum(terms))
+    terms = draw_chain(rng, 3 if kind < 0.80 else rng.randint(4, 7))
+    steps, style = write_steps(terms), rng.random()
+    if len(terms) == 3:
+        return write_prompt(terms), write_solution(steps if style < 0.45 else [], sum(terms))
+    if style < 0.50:
+        return write_prompt(terms), write_solution([], sum(terms))
+    if style < 0.97:
+        return write_prompt(terms), write_solution(steps[:2], sum(terms[:3]))
+    return write_prompt(terms), write_solution(steps, sum(terms))
+
+
+def pack_rows(
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, n_rows: int
+) -> dict[str, torch.Tensor]:
+    """Pack documents into rows of ROW tokens; each attends to itself only.
+
+    Returns input_ids, labels (-100 outside completions), position_ids, all (n_rows, ROW), and a
+    boolean attention_mask (n_rows, 1, ROW, ROW).
+    """
+    ids = torch.zeros(n_rows, ROW, dtype=torch.long)
+    labels = torch.full((n_rows, ROW), -100)
+    positions = torch.zeros(n_rows, ROW, dtype=torch.long)
+    document = torch.zeros(n_rows, ROW, dtype=torch.long)
+    for row in range(n_rows):
+        at = count = 0
+        while True:
+            prompt, completion = draw_document(rng)
+            head = tokenizer.encode(prompt)
+            tail = [*tokenizer.encode(completion, add_special_tokens=False), 2]
+            end = at + len(head) + len(tail)
+            if end > ROW:
+                break
+            count += 1
+            ids[row, at:end] = torch.tensor(head + tail)
+            labels[row, at + len(head) : end] = torch.tensor(tail)
+            positions[row, at:end] = torch.arange(end - at)
+            document[row, at:end] = count
+            at = end
+    causal = torch.ones(ROW, ROW, dtype=torch.bool).tril()
+    mask = causal & (document[:, :, None] == document[:, None, :])
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "position_ids": positions,
+        "attention_mask": mask[:, None],
+    }
+
+
+@torch.no_grad()
+def greedy_accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, terms: int, prefix: str, seed: int
+) -> float:
+    """Greedy accuracy on 64 fresh problems with `terms` terms."""
+    rng = random.Random(f"check/{seed}/{terms}")
+    chains = [draw_chain(rng, terms) for _ in range(64)]
+    batch = tokenizer([prefix + write_prompt(c) for c in chains], return_tensors="pt", padding=True)
+    out = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=96,
+        do_sample=False,
+    )
+    texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return sum(extract_answer(t) == str(sum(c)) for t, c in zip(texts, chains, strict=True)) / 64
+
+
+def pretrain(out: Path, steps: int, rows: int, lr: float, seed: int, report_every: int) -> None:
+    """Train from nothing and write model and tokenizer to `out`."""
+    rng = random.Random(f"pocket/{seed}")
+    tokenizer = make_tokenizer()
+    model = make_model(len(tokenizer), seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    warmup = min(200, steps // 10 + 1)
+    started = time.time()
+    bar = tqdm(range(1, steps + 1), desc="pretraining", dynamic_ncols=True)
+    for step in bar:
+        scale = min(step / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * scale
+        loss = model(**pack_rows(rng, tokenizer, rows), use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+        if step % report_every == 0 or step == steps:
+            plain = [greedy_accuracy(model, tokenizer, n, "", seed) for n in (2, 3, 4, 5, 6, 7)]
+            asked = [greedy_accuracy(model, tokenizer, n, "!", seed) for n in (3, 5, 7)]
+            tqdm.write(
+                f"step {step} {time.time() - started:.0f}s loss {loss.item():.4f} greedy, 2-7 terms: "
+                + " ".join(f"{a:.2f}" for a in plain)
+                + " | asked to work, 3 5 7 terms: "
+                + " ".join(f"{a:.2f}" for a in asked)
+            )
+            model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    """Parse the command line and pretrain."""
+    parser = argparse.ArgumentParser(description="Make the pocket model from nothing.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=40, help="packed rows of 160 tokens a step")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report-every", type=int, default=500)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pretrain(args.out, args.steps, args.rows, args.lr, args.seed, args.report_every)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""What a step leaves behind. The trainer makes these, the store keeps them, views read them.
+
+Each row class is one table: its fields are the columns. A value that was not measured is NaN (or an
+empty list for a token array), never a stand-in number.
+
+A step's numbers describe the policy the step STARTED from: gradients, probes and evaluations of step
+t are taken before the update of step t. Steps count from 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+PHASES = ("rollouts", "rewards", "gradients", "probes", "update", "record")
+"""The named phases of a step, in order."""
+
+Estimator = Literal["shared", "paired"]
+
+
+@dataclass(frozen=True)
+class RolloutRow:
+    """One completion. All token arrays have one entry a completion token (EOS included), or none."""
+
+    step: int
+    purpose: Literal["train", "paired"]
+    """train: the step's own rollouts; paired: drawn by the paired gain probe."""
+    policy: Literal["joint", "baseline"]
+    """Which policy wrote it: joint (θ+w) or the RL-only baseline (θ̂+w)."""
+    sequence: int
+    """Position in the step's batch of this purpose; paired rollouts share it across policies."""
+    prompt_id: str
+    prompt: str
+    completion: str
+    answer: str
+    """The right answer."""
+    extracted: str
+    """The answer found in the completion; empty where none was."""
+    reward: float
+    """What training used (flipped, where reward_flip is on)."""
+    correct: float
+    """The task's own reward, never flipped."""
+    advantage: float
+    finished: bool
+    """Ended with the end-of-text token, not by the length limit."""
+    token_ids: list[int]
+    tokens: list[str]
+    """Decoded pieces; a character made of several tokens stands at the last, '' at the others."""
+    sampling_logprob: list[float]
+    """log π at sampling time, nats, at the sampling temperature."""
+    logprob: list[float] = field(default_factory=list)
+    """log π_(θ+w), recomputed by the trainer."""
+    baseline_logprob: list[float] = field(default_factory=list)
+    """log π_(θ̂+w) of the same tokens."""
+    coordinator_off_logprob: list[float] = field(default_factory=list)
+    """log π_θ (coordinator scale 0) of the same tokens."""
+    reference_logprob: list[float] = field(default_factory=list)
+    """log-prob under the frozen starting policy."""
+    entropy: list[float] = field(default_factory=list)
+    """Entropy of π_(θ+w) at each token, nats."""
+
+
+@dataclass(frozen=True)
+class GainRow:
+    """Cooperative gain of one prompt: mean reward of joint minus RL-only baseline."""
+
+    step: int
+    estimator: Estimator
+    prompt_id: str
+    prompt: str
+    joint_reward: float
+    baseline_reward: float
+    """Estimated for `shared`, measured for `paired`."""
+    gain: float
+    """joint_reward − baseline_reward; NaN where blanked (shared: ESS/G < 0.3)."""
+    standard_error: float
+    ess: float
+    """Effective sample size of the importance weights; NaN for paired."""
+    n_rollouts: int
+    """Rollouts a side."""
+
+
+@dataclass(frozen=True)
+class DemonstrationRow:
+    """One demonstration at one visit."""
+
+    step: int
+    demonstration_id: str
+    prompt: str
+    solution: str
+    quality: str
+    """Hidden tag; no training code reads it."""
+    loss: float
+    """Token-mean negative log-likelihood under the joint policy, nats."""
+    n_tokens: int
+    rl_alignment: float
+    """⟨g_j, g^R⟩ over θ, g_j being its share of g^S (ascent directions)."""
+    rl_alignment_coordinator: float
+    """The same over w."""
+    grad_norm: float
+    """‖g_j‖ over θ."""
+    rl_cosine: float
+    """cos(g_j, g^R) over θ."""
+
+
+@dataclass(frozen=True)
+class AlignmentRow:
+    """Alignment of two gradients over one layer, or over all ("all")."""
+
+    step: int
+    part: Literal["base", "coordinator", "gain"]
+    """base: g^S and g^R over θ; coordinator: the same over w; gain: g^R_w and ĝ_w over w."""
+    layer: str
+    """'all', 'embed', 'layers.0', …, 'norm', 'lm_head'."""
+    cosine: float
+    noise: float
+    """Half-width of the noise band from split halves: |cosine| below it says nothing. NaN for gain."""
+    conflict: bool
+    """Inner product below zero and outside the band."""
+    first_norm: float
+    """‖g^S‖ (gain: ‖g^R_w‖)."""
+    second_norm: float
+    """‖g^R‖ (gain: ‖ĝ_w‖)."""
+    difference_norm: float
+    """‖first − second‖; for gain this is the gain signal itself."""
+
+
+@dataclass(frozen=True)
+class CoordinatorRow:
+    """Size of the coordinator's change of one weight matrix, ΔW = (alpha/r)·B·A."""
+
+    step: int
+    layer: str
+    """Block, as in AlignmentRow."""
+    module: str
+    """e.g. 'layers.0.self_attn.q_proj'."""
+    delta_norm: float
+    """‖ΔW‖, Frobenius."""
+    weight_norm: float
+    """‖W_θ‖."""
+    ratio: float
+    """‖ΔW‖/‖W_θ‖."""
+    singular_values: list[float]
+    """The largest singular values of ΔW, at most rank many, descending."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """All that one step measured."""
+
+    step: int
+    metrics: dict[str, float]
+    """Names as in TRL where it has one; 'seconds/<phase>' for each phase. Unmeasured: absent."""
+    rollouts: list[RolloutRow]
+    gain: list[GainRow]
+    demonstrations: list[DemonstrationRow]
+    alignment: list[AlignmentRow]
+    coordinator: list[CoordinatorRow]
+
+
+@dataclass(frozen=True)
+class CommandRow:
+    """One command to the Session, with its outcome."""
+
+    step: int
+    """Last finished step when it was applied (0: before the first)."""
+    phase: str
+    """Control point: the phase about to begin."""
+    time: float
+    """Unix time."""
+    name: str
+    """run, pause, resume, set, rewind, fork, save, …"""
+    arguments: dict[str, object]
+    outcome: str
+    """'done' or the error."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a person should know about the run."""
+
+    step: int
+    severity: Literal["info", "warning", "critical"]
+    detector: str
+    message: str
+    evidence: dict[str, object]
+    setting: str
+    """The setting to change, named as in the config; empty if none."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion asked for by a person; not part of the run. Token arrays as in RolloutRow."""
+
+    prompt: str
+    completion: str
+    policy: Literal["joint", "baseline", "reference"]
+    coordinator: float
+    """Scale of the coordinator it was drawn with."""
+    sequence: int
+    """Index of its noise stream: equal index and seed, equal noise."""
+    reward: float
+    """NaN where the right answer is not known."""
+    finished: bool
+    token_ids: list[int]
+    tokens: list[str]
+    logprob: list[float]
+    """Under the policy and scale it was drawn with."""
+
+
+@dataclass(frozen=True)
+class CoordinatorEffect:
+    """The same prompt and noise at two coordinator scales."""
+
+    base: Sample
+    """Drawn at the reference scale (0: off)."""
+    other: Sample
+    """Drawn at the scale compared."""
+    first_parting: int | None
+    """Index of the first token where the texts differ; None if they are equal."""
+    logprob_difference: list[float]
+    """log π(scale of other) − log π(scale of base) of each token of `other`."""
+    kl: list[float]
+    """KL(π at other's scale ‖ π at base's scale) at each position of `other`, exact, nats."""
