@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -44,7 +44,7 @@ class ModelConfig(Section):
     """The language model and the coordinator's shape."""
 
     path: str = "pocket"
-    """'pocket' (embedded), 'smollm2' (after `fetch smollm2`), a hub id, a local folder or a .gguf file."""
+    """'pocket' (embedded), 'smollm2' (see `fetch`), a hub id, a folder or a .gguf file."""
     gguf_file: str = ""
     """Name of a GGUF file inside `path`, where `path` is a hub id or folder."""
     chat_template: bool = True
@@ -64,7 +64,7 @@ class ArithmeticTaskConfig(Section):
 
     kind: Literal["arithmetic"] = "arithmetic"
     task_seed: int = 0
-    """Seed of the prompts and demonstrations; apart from the run's seed, so runs share their data."""
+    """Seed of the prompts and demonstrations; apart from the run's seed: runs share their data."""
     terms: tuple[int, ...] = (3, 4, 5)
     """Numbers of terms of training and validation prompts, drawn evenly."""
     hard_terms: tuple[int, ...] = (6, 7)
@@ -138,7 +138,7 @@ class DatasetTaskConfig(Section):
 
 
 TaskConfig = Annotated[
-    Union[ArithmeticTaskConfig, GymTaskConfig, DatasetTaskConfig], Field(discriminator="kind")
+    ArithmeticTaskConfig | GymTaskConfig | DatasetTaskConfig, Field(discriminator="kind")
 ]
 
 

@@ -3,8 +3,8 @@
 Each row class is one table: its fields are the columns. A value that was not measured is NaN (or an
 empty list for a token array), never a stand-in number.
 
-A step's numbers describe the policy the step STARTED from: gradients, probes and evaluations of step
-t are taken before the update of step t. Steps count from 1.
+A step's numbers describe the policy the step STARTED from: gradients, probes and evaluations of
+step t are taken before the update of step t. Steps count from 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Estimator = Literal["shared", "paired"]
 
 @dataclass(frozen=True)
 class RolloutRow:
-    """One completion. All token arrays have one entry a completion token (EOS included), or none."""
+    """One completion. Token arrays have one entry a completion token (EOS included), or none."""
 
     step: int
     purpose: Literal["train", "paired"]
@@ -114,7 +114,7 @@ class AlignmentRow:
     """'all', 'embed', 'layers.0', …, 'norm', 'lm_head'."""
     cosine: float
     noise: float
-    """Half-width of the noise band from split halves: |cosine| below it says nothing. NaN for gain."""
+    """Half-width of the noise band from split halves: |cosine| below it says nothing. Gain: NaN."""
     conflict: bool
     """Inner product below zero and outside the band."""
     first_norm: float

@@ -1,15 +1,16 @@
 """Make the pocket model from nothing: `python -m workbench.pocket.make --out DIR`.
 
 A 0.67 M-parameter Llama with a byte tokenizer, trained on generated chained arithmetic for about
-half an hour on two CPU cores. The corpus is mixed so that the *base* model holds a skill it rarely shows:
+half an hour on two CPU cores. The corpus is mixed so that the *base* model holds a skill it rarely
+shows:
 
-| kind            | share | what the model learns                                                     |
-|-----------------|-------|---------------------------------------------------------------------------|
-| two terms       | 35 %  | arithmetic: the first operand is any running total                        |
-| asked to work   | 30 %  | prompts that begin with '!', 3–7 terms: always worked out in full         |
-| three terms     | 15 %  | the answer at once, or (45 %) worked out                                  |
-| four to seven   | 20 %  | the answer at once (50 %), working that stops after two steps (47 %), or  |
-|                 |       | full working (3 %): the rare, right habit                                 |
+| kind          | share | what the model learns                                                 |
+|---------------|-------|-----------------------------------------------------------------------|
+| two terms     | 35 %  | arithmetic: the first operand is any running total                    |
+| asked to work | 30 %  | prompts that begin with '!', 3–7 terms: always worked out in full     |
+| three terms   | 15 %  | the answer at once, or (45 %) worked out                              |
+| four to seven | 20 %  | the answer at once (50 %), working that stops after two steps (47 %), |
+|               |       | or full working (3 %): the rare, right habit                          |
 
 RL finds "work it out" quickly on three terms, and "do not stop after two steps" slowly, since it is
 seldom sampled; demonstrations show it at once. See README.md beside this file for measured curves.
@@ -187,7 +188,8 @@ def pretrain(out: Path, steps: int, rows: int, lr: float, seed: int, report_ever
             plain = [greedy_accuracy(model, tokenizer, n, "", seed) for n in (2, 3, 4, 5, 6, 7)]
             asked = [greedy_accuracy(model, tokenizer, n, "!", seed) for n in (3, 5, 7)]
             tqdm.write(
-                f"step {step} {time.time() - started:.0f}s loss {loss.item():.4f} greedy, 2-7 terms: "
+                f"step {step} {time.time() - started:.0f}s loss {loss.item():.4f} "
+                "greedy, 2-7 terms: "
                 + " ".join(f"{a:.2f}" for a in plain)
                 + " | asked to work, 3 5 7 terms: "
                 + " ".join(f"{a:.2f}" for a in asked)
