@@ -377,8 +377,9 @@ _TASK_TYPES = (ArithmeticTaskConfig, GymTaskConfig, DatasetTaskConfig)
 
 
 def _all_leaves() -> list[str]:
-    sections = [ModelConfig, TrainingConfig, SamplingConfig, ProbesConfig, SnapshotsConfig]
-    return [leaf for s in (*sections, *_TASK_TYPES) for leaf in s.model_fields]
+    sections: list[type[BaseModel]] = [ModelConfig, TrainingConfig, SamplingConfig]
+    sections += [ProbesConfig, SnapshotsConfig, *_TASK_TYPES]
+    return [leaf for s in sections for leaf in s.model_fields]
 
 
 KNOBS = _knobs()

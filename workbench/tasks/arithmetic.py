@@ -145,7 +145,7 @@ class ArithmeticTask:
         c = self.config
         held_out = {p.prompt for p in (*self._splits["validation"], *self._splits["hard"])}
         rng = random.Random(f"arithmetic/{c.task_seed}/demonstrations")
-        tags = [
+        tags: list[str] = [
             flaw
             for flaw, share in c.flaws.items()
             for _ in range(round(share * c.n_demonstrations))
