@@ -1,0 +1,1 @@
+"""Probes: measure a step or a policy, change nothing."""
