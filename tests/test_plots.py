@@ -1,0 +1,221 @@
+"""Figures: the numbers drawn are the frame's, hostile text is inert, nothing gives a hint."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from plotly.utils import PlotlyJSONEncoder
+
+from tests.frames import frames, make_records
+from workbench import plots
+
+MADE = frames(make_records(20))
+
+EVERY_FIGURE = {
+    **{
+        f"curves {name}": lambda f, name=name: plots.curves(f["metrics"], name, f["commands"])
+        for name in plots.PANELS
+    },
+    "curves of columns": lambda f: plots.curves(f["metrics"], ["kl", "entropy"]),
+    "seconds": lambda f: plots.phase_seconds(f["metrics"]),
+    "heatmap paired": lambda f: plots.gain_heatmap(f["gain"]),
+    "heatmap shared": lambda f: plots.gain_heatmap(f["gain"], "shared"),
+    "heatmap rank": lambda f: plots.gain_heatmap(f["gain"], "shared", rows="rank"),
+    "by prompt": lambda f: plots.gain_by_prompt(f["gain"]),
+    "gain over time": lambda f: plots.gain_over_time(f["gain"]),
+    "gain shares": lambda f: plots.gain_shares(f["gain"], "shared"),
+    "alignment": lambda f: plots.alignment_over_time(f["alignment"]),
+    "alignment of the gain": lambda f: plots.alignment_over_time(f["alignment"], "gain"),
+    "alignment heatmap": lambda f: plots.alignment_heatmap(f["alignment"], "coordinator"),
+    "norm ratio": lambda f: plots.norm_ratio(f["alignment"]),
+    "conflict share": lambda f: plots.conflict_share(f["alignment"]),
+    "gain signal": lambda f: plots.gain_signal(f["alignment"]),
+    "demonstrations": lambda f: plots.demonstrations_scatter(f["demonstrations"]),
+    "quality": lambda f: plots.demonstrations_scatter(f["demonstrations"], reveal_quality=True),
+    "demonstrations over time": lambda f: plots.demonstrations_over_time(f["demonstrations"]),
+    "coordinator norms": lambda f: plots.coordinator_norms(f["coordinator"]),
+    "singular values": lambda f: plots.singular_values(f["coordinator"]),
+    "singular values over time": lambda f: plots.singular_values_over_time(
+        f["coordinator"], "layers.0.self_attn.q_proj"
+    ),
+}
+
+
+def text_of(figure: go.Figure) -> str:
+    return re.sub(r'\\"', '"', PlotlyJSONEncoder().encode(figure.to_dict()))
+
+
+@pytest.mark.parametrize("name", EVERY_FIGURE)
+def test_every_figure_draws_and_keeps_its_zoom(name: str) -> None:
+    figure = EVERY_FIGURE[name](MADE)
+    assert type(figure) is go.Figure
+    assert figure.data
+    assert figure.layout.uirevision == "kept"
+    assert figure.layout.title.text
+
+
+@pytest.mark.parametrize("name", EVERY_FIGURE)
+def test_empty_frames_give_a_hint(name: str) -> None:
+    nothing = {key: frame.iloc[:0] for key, frame in MADE.items()}
+    nothing["metrics"] = MADE["metrics"][["step"]].iloc[:0]
+    figure = EVERY_FIGURE[name](nothing)
+    assert not figure.data
+    assert len(figure.layout.annotations[0].text) > 10
+
+
+@pytest.mark.parametrize("name", EVERY_FIGURE)
+def test_one_step_is_enough_to_draw(name: str) -> None:
+    EVERY_FIGURE[name](frames(make_records(1)))
+
+
+def test_curves_draw_the_frames_numbers_and_leave_gaps_out() -> None:
+    figure = plots.curves(MADE["metrics"], "accuracy")
+    line = next(trace for trace in figure.data if trace.name == "joint")
+    assert list(line.x) == [5, 10, 15, 20]
+    assert np.allclose(line.y, [0.225, 0.25, 0.275, 0.3])
+
+
+def test_a_command_that_changed_the_run_is_marked_behind_its_step() -> None:
+    figure = plots.curves(MADE["metrics"], "reward", MADE["commands"])
+    assert [shape.x0 for shape in figure.layout.shapes] == [4.5]
+    assert [note.text for note in figure.layout.annotations] == ["rl_weight=0.7"]
+
+
+def test_helped_and_hurt_mean_more_than_196_standard_errors() -> None:
+    gain = pd.DataFrame(
+        {
+            "gain": [0.20, 0.19, -0.20, -0.19, float("nan"), 0.0],
+            "standard_error": [0.1, 0.1, 0.1, 0.1, float("nan"), 0.0],
+        }
+    )
+    expected = ["helped", "undecided", "hurt", "undecided", "blanked", "undecided"]
+    assert list(plots.verdicts(gain)) == expected
+
+
+def test_heatmap_cells_are_the_measured_gains_and_blanked_cells_are_crossed() -> None:
+    figure = plots.gain_heatmap(MADE["gain"], "shared")
+    cells, crosses = figure.data
+    shared = MADE["gain"][MADE["gain"]["estimator"] == "shared"]
+    drawn = {
+        (cells.customdata[row][column], int(cells.x[column])): cells.z[row][column]
+        for row in range(len(cells.y))
+        for column in range(len(cells.x))
+        if not np.isnan(cells.z[row][column])
+    }
+    measured = shared[shared["gain"].notna()]
+    assert drawn == {(r.prompt_id, r.step): r.gain for r in measured.itertuples()}
+    assert len(crosses.x) == shared["gain"].isna().sum()
+    assert cells.zmin == -cells.zmax
+
+
+def test_heatmap_puts_the_prompt_with_the_highest_mean_gain_on_top() -> None:
+    figure = plots.gain_heatmap(MADE["gain"], "paired")
+    means = np.nanmean(np.asarray(figure.data[0].z, dtype=float), axis=1)
+    assert list(means) == sorted(means)
+
+
+def test_heatmap_by_rank_sorts_each_column() -> None:
+    z = np.asarray(plots.gain_heatmap(MADE["gain"], "shared", rows="rank").data[0].z, dtype=float)
+    for column in z.T:
+        known = column[~np.isnan(column)]
+        assert list(known) == sorted(known) and len(known) == 3
+
+
+def test_by_prompt_is_sorted_with_whiskers_of_196_standard_errors() -> None:
+    figure = plots.gain_by_prompt(MADE["gain"], step=12)
+    assert "step 10" in figure.layout.title.text
+    points = sorted((x, y) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True))
+    measured = MADE["gain"].query("estimator == 'paired' and step == 10")["gain"]
+    assert [y for _, y in points] == sorted(measured)
+    assert all(np.allclose(trace.error_y.array, 1.96 * 0.12) for trace in figure.data)
+
+
+def test_mean_gain_has_the_error_of_independent_prompts() -> None:
+    paired = plots.gain_over_time(MADE["gain"]).data[1]
+    first = MADE["gain"].query("estimator == 'paired' and step == 5")
+    assert np.isclose(paired.y[0], first["gain"].mean())
+    assert np.isclose(paired.error_y.array[0], 1.96 * 0.12 / np.sqrt(6))
+
+
+def test_points_inside_the_noise_band_are_hollow() -> None:
+    figure = plots.alignment_over_time(MADE["alignment"], "base")
+    hollow = next(trace for trace in figure.data if trace.name == "inside the noise")
+    assert hollow.marker.symbol == "circle-open"
+    rows = MADE["alignment"].query("part == 'base' and layer == 'all'")
+    assert list(hollow.x) == list(rows[rows["cosine"].abs() <= rows["noise"]]["step"])
+    solid = [trace for trace in figure.data if trace.name in ("agree", "conflict")]
+    assert sum(len(trace.x) for trace in (*solid, hollow)) == len(rows)
+
+
+def test_alignment_without_a_noise_band_draws_every_point_solid() -> None:
+    figure = plots.alignment_over_time(MADE["alignment"], "gain")
+    hollow = next(trace for trace in figure.data if trace.name == "inside the noise")
+    assert len(hollow.x) == 0
+
+
+def test_layers_stand_in_network_order() -> None:
+    shuffled = ["lm_head", "layers.10", "norm", "layers.2", "embed", "other", "layers.0"]
+    expected = ["embed", "layers.0", "layers.2", "layers.10", "norm", "lm_head", "other"]
+    assert plots.layer_order(shuffled) == expected
+
+
+def test_the_scatter_hides_the_quality_unless_asked() -> None:
+    hidden = text_of(plots.demonstrations_scatter(MADE["demonstrations"]))
+    shown = text_of(plots.demonstrations_scatter(MADE["demonstrations"], reveal_quality=True))
+    assert "wrong_step" not in hidden and "wrong_step" in shown
+
+
+def test_the_scatter_shows_the_newest_visit_of_each_demonstration() -> None:
+    figure = plots.demonstrations_scatter(MADE["demonstrations"])
+    drawn = {
+        key: y for trace in figure.data for key, y in zip(trace.customdata, trace.y, strict=True)
+    }
+    newest = MADE["demonstrations"].groupby("demonstration_id").last()["rl_cosine"]
+    assert drawn == newest.to_dict()
+
+
+def test_a_layers_norm_is_taken_over_all_its_matrices() -> None:
+    figure = plots.coordinator_norms(MADE["coordinator"])
+    line = next(trace for trace in figure.data if trace.name == "layers.1")
+    # two matrices with ‖ΔW‖ = 0.02·step and ‖W‖ = 5 each
+    assert np.allclose(line.y, [0.02 * step / 5 for step in (5, 10, 15, 20)])
+
+
+HOSTILE = "<img src=x onerror=alert(1)> <b>$x^2$ & <a href='javascript:0'>\n"
+
+
+@pytest.mark.parametrize("name", EVERY_FIGURE)
+def test_hostile_text_reaches_no_figure_as_markup(name: str) -> None:
+    poisoned = {key: frame.copy() for key, frame in MADE.items()}
+    for key, columns in {
+        "gain": ["prompt"],
+        "demonstrations": ["prompt", "solution", "quality"],
+        "coordinator": ["layer", "module"],
+    }.items():
+        for column in columns:
+            poisoned[key][column] = HOSTILE + poisoned[key][column]
+    poisoned["commands"]["arguments"] = [{"path": HOSTILE}] * len(poisoned["commands"])
+    figure = EVERY_FIGURE[name](poisoned)
+    for value in strings_of(figure.to_plotly_json()):
+        assert "<img" not in value and "<a " not in value and "$" not in value
+
+
+def strings_of(value: object) -> list[str]:
+    """All strings that Plotly would render in a figure's JSON."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings_of(item)]
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [text for item in value for text in strings_of(item)]
+    return []
+
+
+def test_token_bars_show_spaces_and_line_breaks() -> None:
+    figure = plots.logprob_difference([" a", "\n", "<b>"], [0.1, -0.2, 0.0], [0.01, 0.02, 0.0])
+    assert list(figure.layout.xaxis.ticktext) == ["·a", "↵", "&lt;b&gt;"]
+    assert list(figure.data[0].y) == [0.1, -0.2, 0.0]

@@ -1,0 +1,59 @@
+"""Plotly figures from a run's frames: `plots.curves(run.frame("metrics"), "reward").show()`.
+
+Pure functions from a pandas frame (see workbench/records.py for the columns) to a plain
+`plotly.graph_objects.Figure`. A frame without the needed rows gives a figure that says what is
+missing. This package imports no torch and knows no session.
+"""
+
+from __future__ import annotations
+
+from workbench.plots.alignment import (
+    alignment_heatmap,
+    alignment_over_time,
+    conflict_share,
+    demonstrations_over_time,
+    demonstrations_scatter,
+    gain_signal,
+    layer_order,
+    norm_ratio,
+)
+from workbench.plots.coordinator import (
+    coordinator_norms,
+    logprob_difference,
+    singular_values,
+    singular_values_over_time,
+)
+from workbench.plots.curves import PANELS, Line, Panel, curves, mark_commands, phase_seconds
+from workbench.plots.gain import (
+    gain_by_prompt,
+    gain_heatmap,
+    gain_over_time,
+    gain_shares,
+    verdicts,
+)
+
+__all__ = [
+    "PANELS",
+    "Line",
+    "Panel",
+    "alignment_heatmap",
+    "alignment_over_time",
+    "conflict_share",
+    "coordinator_norms",
+    "curves",
+    "demonstrations_over_time",
+    "demonstrations_scatter",
+    "gain_by_prompt",
+    "gain_heatmap",
+    "gain_over_time",
+    "gain_shares",
+    "gain_signal",
+    "layer_order",
+    "logprob_difference",
+    "mark_commands",
+    "norm_ratio",
+    "phase_seconds",
+    "singular_values",
+    "singular_values_over_time",
+    "verdicts",
+]

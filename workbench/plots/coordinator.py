@@ -1,0 +1,168 @@
+"""The coordinator: how large its change of each layer is, and what it does to a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from workbench.plots._theme import (
+    AGAINST,
+    COORDINATOR,
+    JOINT,
+    MUTED,
+    empty,
+    figure,
+    show,
+    whole_steps,
+)
+from workbench.plots.alignment import layer_order
+
+_MISSING = "The coordinator has not been measured yet: every few steps (coordinator_every)."
+
+
+def coordinator_norms(coordinator: pd.DataFrame) -> go.Figure:
+    """‖ΔW‖/‖W‖ of each layer over time. `coordinator`: frame "coordinator".
+
+    A layer's value is taken over all its matrices together: √Σ‖ΔW‖² / √Σ‖W‖².
+    """
+    title = "How far the coordinator moves each layer: ‖ΔW‖ / ‖W‖"
+    if coordinator.empty:
+        return empty(title, _MISSING)
+    squares = coordinator.assign(
+        delta=coordinator["delta_norm"] ** 2, weight=coordinator["weight_norm"] ** 2
+    )
+    totals = squares.groupby(["layer", "step"])[["delta", "weight"]].sum()
+    ratio = np.sqrt(totals["delta"] / totals["weight"])
+    layers = layer_order(list(coordinator["layer"].unique()))
+    places = np.linspace(0.08, 0.92, len(layers)) if len(layers) > 1 else [0.4]
+    drawn = figure(title, y="‖ΔW‖ / ‖W‖")
+    for layer, colour in zip(layers, sample_colorscale("Viridis", list(places)), strict=True):
+        line = ratio[layer].sort_index()
+        drawn.add_trace(
+            go.Scatter(
+                x=line.index.to_numpy(),
+                y=line.to_numpy(),
+                name=show(layer),
+                mode="lines+markers",
+                marker={"size": 5},
+                line={"color": colour, "width": 2},
+                hovertemplate="%{y:.3~g}",
+            )
+        )
+    drawn.update_layout(hovermode="x unified", showlegend=len(layers) <= 12)
+    drawn.update_yaxes(rangemode="tozero")
+    steps = coordinator["step"]
+    whole_steps(drawn, int(steps.min()), int(steps.max()))
+    return drawn
+
+
+def singular_values(coordinator: pd.DataFrame, step: int | None = None) -> go.Figure:
+    """The largest singular values of ΔW, matrix × rank, at one step.
+
+    `coordinator`: frame "coordinator". `step`: the newest measurement at or before it (None: the
+    newest). One bright column at the left: the coordinator writes along one direction.
+    """
+    title = "Singular values of ΔW"
+    if step is not None:
+        coordinator = coordinator[coordinator["step"] <= step]
+    if coordinator.empty:
+        return empty(title, _MISSING)
+    rows = coordinator[coordinator["step"] == coordinator["step"].max()]
+    at = int(rows["step"].iloc[0])
+    order = {layer: place for place, layer in enumerate(layer_order(list(rows["layer"].unique())))}
+    rows = rows.sort_values("layer", key=lambda names: names.map(order), kind="stable")
+    rank = max(len(values) for values in rows["singular_values"])
+    z = np.full((len(rows), rank), np.nan)
+    for place, values in enumerate(rows["singular_values"]):
+        z[place, : len(values)] = values
+    drawn = figure(f"{title} at step {at}", x="singular value number")
+    drawn.add_trace(
+        go.Heatmap(
+            x=list(range(1, rank + 1)),
+            y=[show(module.replace("layers.", "")) for module in rows["module"]],
+            z=z,
+            colorscale="Viridis",
+            colorbar={"thickness": 10},
+            hovertemplate="%{y}, number %{x}: %{z:.3~g}<extra></extra>",
+        )
+    )
+    drawn.update_xaxes(showgrid=False, dtick=1 if rank <= 16 else None)
+    drawn.update_yaxes(showgrid=False, type="category", tickfont={"size": 10})
+    return drawn
+
+
+def singular_values_over_time(coordinator: pd.DataFrame, module: str) -> go.Figure:
+    """The singular values of one matrix's ΔW over time, largest first. Frame "coordinator"."""
+    title = f"Singular values of ΔW of {show(module)}"
+    rows = coordinator[coordinator["module"] == module].sort_values("step")
+    if rows.empty:
+        return empty(title, _MISSING)
+    values = pd.DataFrame(list(rows["singular_values"]), index=rows["step"])
+    drawn = figure(title, y="singular value")
+    shades = sample_colorscale("Viridis", list(np.linspace(0.05, 0.95, values.shape[1])))
+    for number, colour in zip(values.columns, shades, strict=True):
+        drawn.add_trace(
+            go.Scatter(
+                x=values.index.to_numpy(),
+                y=values[number].to_numpy(),
+                name=str(number + 1),
+                mode="lines",
+                line={"color": colour, "width": 2 if number == 0 else 1},
+                hovertemplate="%{y:.3~g}",
+            )
+        )
+    drawn.update_layout(hovermode="x unified", showlegend=False)
+    whole_steps(drawn, int(rows["step"].min()), int(rows["step"].max()))
+    return drawn
+
+
+def logprob_difference(
+    tokens: Sequence[str], difference: Sequence[float], kl: Sequence[float]
+) -> go.Figure:
+    """What the coordinator changed at each token of one text.
+
+    `tokens`, `difference` (log π with it − log π without, nats) and `kl` (nats, at the same
+    position) have one entry a token: `other.tokens`, `logprob_difference` and `kl` of a
+    CoordinatorEffect. Bars up: the coordinator made the token likelier.
+    """
+    title = "What the coordinator changes, token by token"
+    if not tokens:
+        return empty(title, "Compare two scales to see which tokens the coordinator changes.")
+    values = np.asarray(difference, dtype=float)
+    places = list(range(len(tokens)))
+    labels = [show(token.replace(" ", "·")) for token in tokens]
+    drawn = figure(title, x="token", y="nats")
+    drawn.add_trace(
+        go.Bar(
+            x=places,
+            y=values,
+            marker={"color": np.where(values >= 0, JOINT, AGAINST), "line": {"width": 0}},
+            name="log-prob difference",
+            text=labels,
+            textposition="none",
+            hovertemplate="%{text}: %{y:+.3f} nats<extra></extra>",
+        )
+    )
+    drawn.add_trace(
+        go.Scatter(
+            x=places,
+            y=np.asarray(kl, dtype=float),
+            mode="lines+markers",
+            line={"color": COORDINATOR, "width": 1.5, "shape": "hvh"},
+            marker={"size": 4},
+            name="KL at the position",
+            text=labels,
+            hovertemplate="%{text}: KL %{y:.3f} nats<extra></extra>",
+        )
+    )
+    drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
+    drawn.update_layout(showlegend=True, bargap=0.15)
+    if len(tokens) <= 120:
+        drawn.update_xaxes(
+            tickmode="array", tickvals=places, ticktext=labels, tickangle=0, showgrid=False
+        )
+    return drawn

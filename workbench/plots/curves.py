@@ -1,0 +1,268 @@
+"""Curves of a run's metrics over its steps, with the commands given to it marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.plots._theme import (
+    AGAINST,
+    BASELINE,
+    COLORWAY,
+    COORDINATOR,
+    JOINT,
+    MUTED,
+    SFT,
+    empty,
+    figure,
+    show,
+    whole_steps,
+)
+from workbench.records import PHASES
+
+MARKED = ("set", "rewind", "fork")
+"""Commands drawn on the curves; run, pause and save change no number."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One column of the metrics frame and how it is drawn."""
+
+    column: str
+    label: str
+    colour: str
+    dash: str = "solid"
+    band: str = ""
+    """Column with a standard error; ±1.96 of it is shaded."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of curves."""
+
+    title: str
+    lines: tuple[Line, ...]
+    unit: str = ""
+    log: bool = False
+    missing: str = "Nothing measured yet: press Run, or take a step."
+
+
+PANELS: dict[str, Panel] = {
+    "reward": Panel(
+        "Reward of the rollouts",
+        (
+            Line("reward", "joint θ+w", JOINT),
+            Line("baseline/reward", "RL-only θ̂+w", BASELINE),
+        ),
+        "mean reward",
+    ),
+    "accuracy": Panel(
+        "Greedy accuracy",
+        (
+            Line("eval/accuracy", "joint", JOINT),
+            Line("eval/baseline_accuracy", "RL-only", BASELINE),
+            Line("eval/hard_accuracy", "joint, harder split", JOINT, "dot"),
+        ),
+        "share correct",
+        missing="No evaluation yet: it runs every few steps (evaluate_every).",
+    ),
+    "gain": Panel(
+        "Cooperative gain",
+        (
+            Line("gain/shared", "shared", COORDINATOR, band="gain/shared_se"),
+            Line("gain/paired", "paired", SFT, band="gain/paired_se"),
+        ),
+        "reward difference",
+        missing="No gain measured yet (shared_gain_every, paired_gain_every).",
+    ),
+    "loss": Panel(
+        "Losses",
+        (
+            Line("loss/sft", "demonstrations", SFT),
+            Line("loss/rl", "RL, joint", JOINT),
+            Line("loss/baseline_rl", "RL-only", BASELINE),
+        ),
+        "nats a token",
+    ),
+    "kl": Panel(
+        "KL to the starting policy",
+        (Line("kl", "joint", JOINT), Line("baseline/kl", "RL-only", BASELINE)),
+        "nats a token",
+    ),
+    "entropy": Panel("Entropy", (Line("entropy", "joint", JOINT),), "nats a token"),
+    "length": Panel(
+        "Completion length",
+        (
+            Line("completions/mean_length", "mean", JOINT),
+            Line("completions/max_length", "longest", MUTED, "dot"),
+        ),
+        "tokens",
+    ),
+    "grad_norm": Panel(
+        "Gradient norms, before (line) and after (dots) clipping",
+        (
+            Line("grad_norm", "θ", JOINT),
+            Line("grad_norm/clipped", "θ clipped", JOINT, "dot"),
+            Line("baseline/grad_norm", "θ̂", BASELINE),
+            Line("baseline/grad_norm_clipped", "θ̂ clipped", BASELINE, "dot"),
+            Line("coordinator/grad_norm", "w", COORDINATOR),
+            Line("coordinator/grad_norm_clipped", "w clipped", COORDINATOR, "dot"),
+        ),
+        log=True,
+    ),
+    "health": Panel(
+        "Shares to keep an eye on",
+        (
+            Line("frac_reward_zero_std", "groups without signal", AGAINST),
+            Line("completions/clipped_ratio", "cut off by the length limit", BASELINE),
+            Line("clip_ratio/region_mean", "tokens clipped, joint", JOINT),
+            Line("baseline/clip_ratio", "tokens clipped, RL-only", JOINT, "dot"),
+        ),
+        "share",
+    ),
+}
+"""The figures of a run, by name: what `curves` draws for each."""
+
+
+def curves(
+    metrics: pd.DataFrame,
+    panel: str | Panel | Sequence[str],
+    commands: pd.DataFrame | None = None,
+) -> go.Figure:
+    """Curves over steps.
+
+    `metrics`: frame "metrics" (one row a step, column `step`). `panel`: a name of PANELS, a Panel,
+    or columns of the frame. `commands`: frame "commands"; what changed the run is marked by a
+    dashed line behind the step it followed.
+    """
+    if isinstance(panel, str):
+        panel = PANELS[panel]
+    elif not isinstance(panel, Panel):
+        lines = tuple(
+            Line(column, show(column), COLORWAY[i % len(COLORWAY)])
+            for i, column in enumerate(panel)
+        )
+        panel = Panel(", ".join(show(column) for column in panel), lines)
+    present = [
+        line
+        for line in panel.lines
+        if line.column in metrics.columns and metrics[line.column].notna().any()
+    ]
+    if not present:
+        return empty(panel.title, panel.missing)
+    drawn = figure(panel.title, y=panel.unit)
+    for line in present:
+        measured = metrics[metrics[line.column].notna()]
+        if line.band and line.band in measured.columns:
+            drawn.add_trace(_band(measured, line))
+        drawn.add_trace(
+            go.Scatter(
+                x=measured["step"].to_numpy(),
+                y=measured[line.column].to_numpy(),
+                name=line.label,
+                legendgroup=line.label,
+                mode="lines+markers" if len(measured) <= 40 else "lines",
+                line={"color": line.colour, "dash": line.dash, "width": 2},
+                marker={"size": 4},
+                hovertemplate="%{y:.4~g}",
+            )
+        )
+    drawn.update_layout(hovermode="x unified", showlegend=len(present) > 1)
+    if panel.log:
+        drawn.update_yaxes(type="log", exponentformat="power", dtick=1)
+    whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
+    if commands is not None:
+        mark_commands(drawn, commands)
+    return drawn
+
+
+def _band(measured: pd.DataFrame, line: Line) -> go.Scatter:
+    """±1.96 standard errors around a line, as one closed polygon."""
+    known = measured[measured[line.band].notna()]
+    low = known[line.column] - 1.96 * known[line.band]
+    high = known[line.column] + 1.96 * known[line.band]
+    return go.Scatter(
+        x=[*known["step"], *known["step"][::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=line.colour,
+        opacity=0.18,
+        line={"width": 0},
+        mode="lines",
+        legendgroup=line.label,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def mark_commands(drawn: go.Figure, commands: pd.DataFrame) -> None:
+    """Mark what was done to a run as dashed vertical lines with labels.
+
+    `commands`: frame "commands". One line a step; a command stands between the step it followed
+    and the next one.
+    """
+    done = commands[commands["name"].isin(MARKED) & (commands["outcome"] == "done")]
+    shapes, annotations = [], []
+    for step, rows in done.groupby("step"):
+        label = ", ".join(
+            _command_label(name, arguments)
+            for name, arguments in zip(rows["name"], rows["arguments"], strict=True)
+        )
+        x = int(step) + 0.5
+        shapes.append(
+            {
+                "type": "line",
+                "x0": x,
+                "x1": x,
+                "y0": 0,
+                "y1": 1,
+                "yref": "paper",
+                "line": {"color": MUTED, "width": 1, "dash": "dash"},
+            }
+        )
+        annotations.append(
+            {
+                "x": x,
+                "y": 1,
+                "yref": "paper",
+                "xanchor": "left",
+                "yanchor": "top",
+                "text": show(label, 28),
+                "hovertext": show(label),
+                "showarrow": False,
+                "textangle": 90,
+                "font": {"size": 10, "color": MUTED},
+            }
+        )
+    drawn.update_layout(shapes=shapes, annotations=annotations)
+
+
+def _command_label(name: str, arguments: dict[str, object]) -> str:
+    if name == "set":
+        return " ".join(f"{key}={value}" for key, value in arguments.items())
+    return " ".join([name, *(str(value) for value in arguments.values())])
+
+
+def phase_seconds(metrics: pd.DataFrame) -> go.Figure:
+    """Seconds each phase of a step took, stacked. `metrics`: frame "metrics"."""
+    phases = [phase for phase in PHASES if f"seconds/{phase}" in metrics.columns]
+    title = "Seconds a step"
+    if metrics.empty or not phases:
+        return empty(title, "Nothing measured yet: press Run, or take a step.")
+    drawn = figure(title, y="seconds")
+    for phase, colour in zip(phases, COLORWAY, strict=False):
+        drawn.add_trace(
+            go.Bar(
+                x=metrics["step"].to_numpy(),
+                y=metrics[f"seconds/{phase}"].to_numpy(),
+                name=phase,
+                marker={"color": colour, "line": {"width": 0}},
+                hovertemplate="%{y:.2f} s",
+            )
+        )
+    drawn.update_layout(barmode="stack", bargap=0.15, hovermode="x unified")
+    whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
+    return drawn
