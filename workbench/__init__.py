@@ -1,0 +1,31 @@
+"""A workbench for post-training language models with SFT and RL at once (BRIDGE).
+
+from workbench import Session, RunConfig, open_run, plots
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench import plots as plots
+    from workbench.config import RunConfig as RunConfig
+    from workbench.session import Session as Session
+    from workbench.store import open_run as open_run
+    from workbench.training import methods as methods
+
+_HOME = {
+    "RunConfig": "workbench.config",
+    "Session": "workbench.session",
+    "open_run": "workbench.store",
+}
+_ROOMS = {"plots": "workbench.plots", "methods": "workbench.training.methods"}
+__all__ = ["RunConfig", "Session", "methods", "open_run", "plots"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: reading a run folder needs no torch."""
+    if name in _ROOMS:
+        return import_module(_ROOMS[name])
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")

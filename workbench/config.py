@@ -211,6 +211,11 @@ class ProbesConfig(Section):
     """Longest completion of an evaluation."""
 
 
+def due(every: int, step: int) -> bool:
+    """Whether a probe with this schedule runs at this step: step 1, then each multiple of it."""
+    return every > 0 and (step == 1 or step % every == 0)
+
+
 class SnapshotsConfig(Section):
     """When the state is written, and what is kept. Step 0 is always kept."""
 

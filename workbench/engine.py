@@ -1,0 +1,198 @@
+"""What the Session's worker thread owns: policy, trainer and store, and how they move together.
+
+Everything here runs in one thread. The Session decides when; this decides what.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.config import KNOBS, ConfigError, ModelConfig, RunConfig
+from workbench.policy import Policy
+from workbench.records import CommandRow, Finding, StepRecord
+from workbench.store import RunFolderError, RunStore, Snapshot, open_run
+from workbench.tasks import make_task
+from workbench.training.methods import METHODS
+from workbench.training.trainer import Control, Trainer
+
+BASE = "base/model.safetensors"
+BASELINE = "baseline/model.safetensors"
+COORDINATOR = "coordinator/adapter_model.safetensors"
+OPTIMIZERS = "optimizers.safetensors"
+
+FIXED = {"model", *ModelConfig.model_fields}
+"""Settings a fork cannot change: the snapshot's tensors have their shape."""
+
+
+class Engine:
+    """One run in memory."""
+
+    def __init__(self, config: RunConfig, store: RunStore) -> None:
+        """Load the model and the task. Raises ConfigError where either cannot be had."""
+        self.store = store
+        self.config = config
+        method = METHODS[config.method]
+        self.task = make_task(config.task, config.seed)
+        if not self.task.problems("train"):
+            raise ConfigError("task: there are no training prompts")
+        self.policy = Policy(
+            config.model, config.seed, baseline=method.baseline, reference=method.rollouts
+        )
+        self.trainer = Trainer(config, self.policy, self.task)
+        self.step_number = 0
+
+    # --- stepping ---------------------------------------------------------------------------
+
+    def step(self, control: Control) -> StepRecord:
+        """Run the next step and store its record; a snapshot too, where one is due."""
+        record = self.trainer.step(self.step_number + 1, control)
+        started = time.perf_counter()
+        self.store.append(record)
+        self.step_number = record.step
+        if record.step % self.config.snapshots.snapshot_every == 0:
+            self.save()
+        self.store.add_metric(record.step, "seconds/store", time.perf_counter() - started)
+        return record
+
+    def set(self, changes: dict[str, Any]) -> None:
+        """Change live settings from the next step on."""
+        self.use(self.config.check_live(changes))
+
+    def use(self, config: RunConfig) -> None:
+        """Go on under another config of the same shape."""
+        self.config = self.trainer.config = config
+
+    # --- snapshots --------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The whole state after `step_number`, as arrays and text."""
+        adapter, adapter_config = self.policy.adapter_files()
+        tensors: dict[str, dict[str, np.ndarray]] = {
+            BASE: self.policy.base_arrays("base"),
+            COORDINATOR: adapter,
+            OPTIMIZERS: self.trainer.optimizer_arrays(),
+        }
+        if self.policy.baseline is not None:
+            tensors[BASELINE] = self.policy.base_arrays("baseline")
+        model_config = self.policy.model_config.to_json_string(use_diff=False)
+        texts = {
+            "base/config.json": model_config,
+            "coordinator/adapter_config.json": json.dumps(adapter_config, indent=2, default=str),
+        }
+        if self.policy.baseline is not None:
+            texts["baseline/config.json"] = model_config
+        state = {"step": self.step_number, "config": self.config.model_dump(mode="json")}
+        return Snapshot(self.step_number, tensors, texts, state)
+
+    def save(self) -> Path:
+        """Write a snapshot of the present state."""
+        return self.store.save_snapshot(self.snapshot())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot's weights, optimizers, step and config."""
+        base = snapshot.tensors[BASE]
+        self.policy.load_arrays(
+            base,
+            # a run forked from a method without θ̂ starts it as a copy of θ
+            snapshot.tensors.get(BASELINE, base) if self.policy.baseline is not None else {},
+            snapshot.tensors[COORDINATOR],
+        )
+        self.trainer.load_optimizer_arrays(snapshot.tensors[OPTIMIZERS])
+        self.step_number = snapshot.step
+        self.use(RunConfig.parse(snapshot.state["config"]))
+
+    # --- time travel ------------------------------------------------------------------------
+
+    def travel(self, to_step: int, control: Control) -> None:
+        """Bring the state to the end of `to_step`: nearest snapshot, then re-executed up to it.
+
+        Live settings are changed again where the history says so. Where a re-executed step's
+        metrics differ from the recorded ones a finding says which.
+        """
+        nearest = max(s for s in self.store.snapshot_steps() if s <= to_step)
+        self.restore(self.store.load_snapshot(nearest))
+        changes = [
+            row for row in self.store.live_commands("set") if nearest <= row.step <= to_step
+        ]
+        for number in range(nearest, to_step + 1):
+            for row in changes:
+                if row.step == number:
+                    self.set(dict(row.arguments))
+            if number < to_step:
+                record = self.trainer.step(number + 1, control)
+                self.step_number = number + 1
+                self._compare(record)
+
+    def _compare(self, record: StepRecord) -> None:
+        recorded = open_run(self.store.path).record(record.step).metrics
+        different = {
+            name: [recorded[name], value]
+            for name, value in record.metrics.items()
+            if not name.startswith("seconds/")
+            and name in recorded
+            and not np.array_equal(recorded[name], value, equal_nan=True)
+        }
+        if different:
+            self.store.add_finding(
+                Finding(
+                    record.step,
+                    "warning",
+                    "reexecution",
+                    f"step {record.step} was executed again and gave other numbers "
+                    f"({', '.join(list(different)[:3])}): this run is not reproducible here, "
+                    "perhaps by another device, thread count or library version",
+                    {"recorded_and_now": different},
+                    "",
+                )
+            )
+
+    def rewind(self, to_step: int, control: Control) -> None:
+        """Go back to the end of `to_step`; later rows stay in the folder, superseded."""
+        self._check_reachable(to_step)
+        self.travel(to_step, control)
+        self.store.rewind(to_step)
+
+    def fork(self, path: Path, at_step: int, changes: dict[str, Any]) -> None:
+        """Make a new run folder that starts at the end of `at_step` with settings changed.
+
+        The present state is put back before this returns. Raises ConfigError, RunFolderError.
+        """
+        self._check_reachable(at_step)
+        here = self.snapshot()
+        for name in FIXED & changes.keys():
+            raise ConfigError(f"{name}: a fork keeps the model's shape; start a new run instead")
+        self.config.with_changes(**changes)  # bad names and values are said before any work
+        try:
+            if at_step != self.step_number:
+                self.travel(at_step, lambda phase: None)
+            config = self.config.with_changes(**changes)
+            start = self.snapshot()
+            start.state["config"] = config.model_dump(mode="json")
+            fork = self.store.fork(path, at_step, config)
+            try:
+                fork.save_snapshot(start)
+                live = {knob.name: config.get(knob.name) for knob in KNOBS}
+                fork.add_command(
+                    CommandRow(at_step, "rollouts", time.time(), "set", live, "done: fork")
+                )
+            finally:
+                fork.close()
+        finally:
+            self.restore(here)
+
+    def _check_reachable(self, step: int) -> None:
+        first = int(self.store.meta.get("forked_from", {}).get("step", 0))
+        if not first <= step <= self.step_number:
+            where = f"{first} to {self.step_number}"
+            reason = f" (this run was forked at {first})" if first else ""
+            raise RunFolderError(f"step {step}: there are steps {where}{reason}")
+
+    def export(self, path: Path) -> None:
+        """Write the joint policy as one plain model that needs neither peft nor this project."""
+        self.policy.merged().save_pretrained(path)
+        self.policy.tokenizer.save_pretrained(path)

@@ -1,0 +1,224 @@
+"""The three sets of weights of a BRIDGE run, and the frozen reference.
+
+θ   `base`            every weight of the language model, trained in full
+w   `coordinator`     a LoRA on the linear layers, shared by the joint policy and the baseline
+θ̂   `baseline_base`   a second copy of θ, trained by RL only, under the same w
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+
+from workbench.config import ModelConfig
+from workbench.models import (
+    encode_completion,
+    encode_prompt,
+    end_tokens,
+    load_model,
+    resolve_device,
+)
+
+PolicyName = Literal["joint", "baseline", "reference"]
+
+_LAYERS = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+
+
+def layer_of(parameter: str) -> str:
+    """The layer a parameter belongs to: 'embed', 'layers.N', 'norm', 'lm_head' or 'other'."""
+    if match := _LAYERS.search(parameter):
+        return f"layers.{match.group(1)}"
+    if "lm_head" in parameter:
+        return "lm_head"
+    if "embed" in parameter or ".wte." in parameter or ".wpe." in parameter:
+        return "embed"
+    if "norm" in parameter or "ln_f" in parameter:
+        return "norm"
+    return "other"
+
+
+def _plain_name(name: str) -> str:
+    """A peft parameter's name as in the plain model; LoRA: '….q_proj.lora_A'."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1", name)
+
+
+def _split(model: PeftModel) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
+    """(base, coordinator) parameters of a peft model, by plain name."""
+    named = {_plain_name(name): p for name, p in model.named_parameters()}
+    lora = {n: p for n, p in named.items() if n.endswith((".lora_A", ".lora_B"))}
+    return {n: p for n, p in named.items() if n not in lora}, lora
+
+
+class Policy:
+    """The joint policy θ+w, the RL-only baseline θ̂+w and the frozen starting policy."""
+
+    def __init__(
+        self, config: ModelConfig, seed: int, *, baseline: bool, reference: bool
+    ) -> None:
+        """Load the model; make θ̂ and the reference where asked for.
+
+        Raises ConfigError where the model cannot be loaded.
+        """
+        model, self.tokenizer = load_model(config)
+        self.config = config
+        self.device = resolve_device(config.device)
+        model.to(self.device).eval()  # no dropout anywhere: a step is a function of its inputs
+        self.end_ids = end_tokens(model, self.tokenizer)
+        self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        self.model_config = model.config
+        self.reference: PreTrainedModel | None = None
+        if reference:
+            self.reference = copy.deepcopy(model).requires_grad_(False)
+        twin = copy.deepcopy(model) if baseline else None
+        self.model = self._wrap(model, seed)
+        self.base, self.coordinator = _split(self.model)
+        self.baseline: PeftModel | None = None
+        self.baseline_base: dict[str, Parameter] = {}
+        if twin is not None:
+            self.baseline = self._wrap(twin, seed)
+            self._share_coordinator()
+            self.baseline_base, _ = _split(self.baseline)
+
+    def _wrap(self, model: PreTrainedModel, seed: int) -> PeftModel:
+        lora = LoraConfig(
+            r=self.config.lora_rank,
+            lora_alpha=self.config.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.config.path,
+        )
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fan_in_fan_out of GPT-2's Conv1D
+            torch.manual_seed(seed)  # peft draws A from the global state only
+            wrapped = get_peft_model(model, lora)
+        wrapped.requires_grad_(True)  # get_peft_model freezes the base; θ is trained in full
+        return wrapped.eval()  # type: ignore[return-value]
+
+    def _share_coordinator(self) -> None:
+        """Make the baseline's LoRA weights the joint policy's own Parameter objects."""
+        assert self.baseline is not None
+        twins = dict(self.baseline.named_modules())
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                twin = twins[name]
+                assert isinstance(twin, LoraLayer)
+                twin.lora_A["default"].weight = module.lora_A["default"].weight  # type: ignore[index]
+                twin.lora_B["default"].weight = module.lora_B["default"].weight  # type: ignore[index]
+
+    def of(self, name: PolicyName) -> nn.Module:
+        """The module of a policy. Raises ValueError where this run does not hold it."""
+        module = {"joint": self.model, "baseline": self.baseline, "reference": self.reference}[name]
+        if module is None:
+            raise ValueError(f"policy: this run keeps no {name} policy")
+        return module
+
+    def lora_layers(self) -> Iterator[tuple[str, LoraLayer]]:
+        """Each adapted module of the joint policy, by plain name."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                yield name.removeprefix("base_model.model."), module
+
+    @contextmanager
+    def coordinator_scale(self, scale: float) -> Iterator[None]:
+        """Multiply the coordinator's effect by `scale` inside the block: 1 as trained, 0 off.
+
+        Unlike peft's `disable_adapter` this leaves requires_grad alone.
+        """
+        layers = [m for _, m in self.lora_layers()]
+        if self.baseline is not None:
+            layers += [m for m in self.baseline.modules() if isinstance(m, LoraLayer)]
+        before = [layer.scaling["default"] for layer in layers]
+        for layer, value in zip(layers, before, strict=True):
+            layer.scaling["default"] = value * scale
+        try:
+            yield
+        finally:
+            for layer, value in zip(layers, before, strict=True):
+                layer.scaling["default"] = value
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """What the model sees of a prompt: chat template or plain text, with BOS as usual."""
+        return encode_prompt(self.tokenizer, text, self.config)
+
+    def encode_completion(self, text: str) -> list[int]:
+        """A completion's tokens, the end-of-text token last."""
+        return encode_completion(self.tokenizer, text, self.end_ids)
+
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """What to show for each token, so that characters made of several tokens survive.
+
+        Same length as token_ids; such a character stands at its last token, '' at the others.
+        """
+        pieces, run = [], []
+        for token_id in token_ids:
+            run.append(token_id)
+            text = self.tokenizer.decode(run)
+            if text.endswith("\ufffd") and len(run) < 8:  # an unfinished UTF-8 character
+                pieces.append("")
+            else:
+                pieces.append(text)
+                run = []
+        if run:
+            pieces[-1] = self.tokenizer.decode(run)
+        return pieces
+
+    def merged(self) -> PreTrainedModel:
+        """A plain model whose weights are θ + (alpha/r)·B·A; the policy itself is unchanged."""
+        twin = copy.deepcopy(self.model)
+        return twin.merge_and_unload()  # type: ignore[return-value,operator]
+
+    def adapter_files(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """The coordinator as a PEFT adapter folder: (adapter_model tensors, adapter_config)."""
+        tensors = {
+            "base_model.model." + name + ".weight": _numpy(p) for name, p in self.coordinator.items()
+        }
+        config = self.model.peft_config["default"].to_dict()
+        config["target_modules"] = sorted(config["target_modules"])
+        config["inference_mode"] = True
+        return tensors, {
+            k: sorted(v) if isinstance(v, set) else v for k, v in config.items() if v is not None
+        }
+
+    def base_arrays(self, which: Literal["base", "baseline"]) -> dict[str, np.ndarray]:
+        """θ or θ̂ by plain parameter name, copied."""
+        parameters = self.base if which == "base" else self.baseline_base
+        return {name: _numpy(p) for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def load_arrays(
+        self,
+        base: dict[str, np.ndarray],
+        baseline: dict[str, np.ndarray],
+        coordinator: dict[str, np.ndarray],
+    ) -> None:
+        """Set θ, θ̂ and w, from `base_arrays` and `adapter_files`."""
+        w = {
+            name.removeprefix("base_model.model.").removesuffix(".weight"): array
+            for name, array in coordinator.items()
+        }
+        for parameters, arrays in (
+            (self.base, base),
+            (self.baseline_base, baseline),
+            (self.coordinator, w),
+        ):
+            assert parameters.keys() == arrays.keys(), "the snapshot is of another model"
+            for name, parameter in parameters.items():
+                parameter.copy_(torch.from_numpy(arrays[name]))
+
+
+def _numpy(parameter: Parameter) -> np.ndarray:
+    return parameter.detach().cpu().numpy().copy()

@@ -1,0 +1,235 @@
+"""The three backward passes of a step. Gradients are returned, never left in `.grad`.
+
+Every pass goes through the batch in two halves, whose gradients add up to the whole: the
+difference between the halves is what the alignment probe's noise band is made of.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from workbench.config import TrainingConfig
+from workbench.policy import Policy
+from workbench.probes.ghost import PerSample
+from workbench.sampling import TokenBatch, completion_logits, token_entropy, token_logprobs
+from workbench.training.batches import RolloutBatch
+from workbench.training.methods import Sides
+from workbench.training.objectives import grpo_terms
+from workbench.training.vectors import ParamVector
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; the step was not applied."""
+
+    def __init__(self, phase: str, tensor: str) -> None:
+        super().__init__(f"{tensor} is not finite in phase '{phase}'")
+        self.phase, self.tensor = phase, tensor
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The contributions of a batch's two halves to its gradient; they add up to it."""
+
+    first: Sides
+    second: Sides
+    n_first: int
+    """Completion tokens of the first half."""
+    n_second: int
+
+    def total(self) -> Sides:
+        """The whole batch's gradient."""
+        return Sides(
+            self.first.base + self.second.base, self.first.coordinator + self.second.coordinator
+        )
+
+
+@dataclass(frozen=True)
+class RLPass:
+    """What one RL backward pass found."""
+
+    halves: Halves
+    gradient: Sides
+    objective: float
+    """J_RL's surrogate on this batch, token mean."""
+    kl: float
+    """k3 to the reference, token mean; NaN without a reference."""
+    clip_ratio: float
+    """Share of tokens whose gradient the clip removed."""
+    logprobs_NC: Tensor
+    entropy_NC: Tensor
+
+
+@dataclass(frozen=True)
+class SFTPass:
+    """What one SFT backward pass found."""
+
+    halves: Halves
+    gradient: Sides
+    objective: float
+    """Token-mean log-likelihood, nats."""
+    logprobs_DC: Tensor
+
+
+def split_rows(n_rows: int) -> list[tuple[int, int]]:
+    """Two halves of n_rows rows; one 'half' where there is a single row."""
+    middle = (n_rows + 1) // 2
+    return [(0, middle), (middle, n_rows)] if n_rows > 1 else [(0, n_rows)]
+
+
+def ascent(
+    objective: Tensor, base: dict[str, Parameter], coordinator: dict[str, Parameter]
+) -> Sides:
+    """∇ objective over both parts."""
+    parameters = [*base.values(), *coordinator.values()]
+    values = torch.autograd.grad(objective, parameters, allow_unused=True, materialize_grads=True)
+    n = len(base)
+    return Sides(
+        ParamVector(zip(base, values[:n], strict=True)),
+        ParamVector(zip(coordinator, values[n:], strict=True)),
+    )
+
+
+def check_finite(gradient: Sides, name: str) -> None:
+    """Raises NonFiniteError naming the first parameter whose gradient is not finite."""
+    for part in (gradient.base, gradient.coordinator):
+        for parameter, value in part.items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteError("gradients", f"{name} gradient of {parameter}")
+
+
+def join_halves(parts: list[tuple[Sides, int]]) -> Halves:
+    """Halves from one or two (gradient contribution, tokens)."""
+    (first, n_first) = parts[0]
+    if len(parts) == 2:
+        return Halves(first, parts[1][0], n_first, parts[1][1])
+    zero = Sides(0.0 * first.base, 0.0 * first.coordinator)
+    return Halves(first, zero, n_first, 0)
+
+
+def rl_pass(
+    name: str,
+    module: nn.Module,
+    base: dict[str, Parameter],
+    coordinator: dict[str, Parameter],
+    batch: RolloutBatch,
+    config: TrainingConfig,
+    temperature: float,
+    old_logprobs_NC: Tensor | None,
+) -> RLPass:
+    """∇ J_RL of `module` over (base, coordinator) on the step's rollouts.
+
+    old_logprobs_NC: the behaviour policy's log-probs; None where `module` itself is the behaviour
+    policy, whose ratio is then exactly 1. Raises NonFiniteError.
+    """
+    n_tokens = batch.tokens.n_tokens
+    advantages_N = batch.advantages_PG.flatten()
+    parts, logprobs_parts, entropy_parts = [], [], []
+    objective = kl = clipped = 0.0
+    for start, stop in split_rows(len(batch.problems_P)):
+        start, stop = start * batch.group_size, stop * batch.group_size  # halves of whole groups
+        rows = batch.tokens.rows(start, stop)
+        logits = completion_logits(module, rows, temperature)
+        logprobs = token_logprobs(logits, rows)
+        reference = batch.reference_logprobs_NC
+        terms = grpo_terms(
+            logprobs,
+            logprobs.detach() if old_logprobs_NC is None else old_logprobs_NC[start:stop],
+            advantages_N[start:stop],
+            rows.completion_mask,
+            config.clip_range,
+            None if reference is None else reference[start:stop],
+            config.kl_coef,
+        )
+        share = terms.objective_sum / n_tokens
+        if not bool(torch.isfinite(share)):
+            raise NonFiniteError("gradients", f"{name} objective")
+        parts.append((ascent(share, base, coordinator), rows.n_tokens))
+        with torch.no_grad():
+            entropy_parts.append(token_entropy(logits) * rows.completion_mask)
+        logprobs_parts.append(logprobs.detach())
+        objective += float(share)
+        kl += terms.kl_sum / n_tokens
+        clipped += terms.clipped_sum / n_tokens
+    halves = join_halves(parts)
+    gradient = halves.total()
+    check_finite(gradient, name)
+    return RLPass(
+        halves,
+        gradient,
+        objective,
+        kl if batch.reference_logprobs_NC is not None else float("nan"),
+        clipped,
+        torch.cat(logprobs_parts),
+        torch.cat(entropy_parts),
+    )
+
+
+def sft_share(module: nn.Module, tokens: TokenBatch, n_tokens: int) -> tuple[Tensor, Tensor]:
+    """(objective, logprobs_DC): these rows' share of the batch's token-mean log-likelihood."""
+    logprobs = token_logprobs(completion_logits(module, tokens), tokens)
+    return logprobs.sum() / n_tokens, logprobs
+
+
+@dataclass(frozen=True)
+class PerDemonstration:
+    """Inner products of each demonstration's share of g^S with g^R, from the same backward pass."""
+
+    base_inner_D: Tensor
+    coordinator_inner_D: Tensor
+    base_norm_D: Tensor
+
+
+def sft_pass(
+    policy: Policy,
+    coordinator: dict[str, Parameter],
+    tokens: TokenBatch,
+    direction: Sides | None,
+) -> tuple[SFTPass, PerDemonstration | None]:
+    """∇ J_SFT at (θ, w); with `direction` (g^R) also each demonstration's inner product with it.
+
+    Raises NonFiniteError.
+    """
+    n_tokens = tokens.n_tokens
+    n_rows = tokens.input_ids.shape[0]
+    parts, logprobs_parts = [], []
+    per_sample: list[tuple[Tensor, Tensor, Tensor]] = []
+    objective = 0.0
+    for start, stop in split_rows(n_rows):
+        rows = tokens.rows(start, stop)
+        with ExitStack() as stack:
+            ghost = None
+            if direction is not None:
+                named = {**direction.base, **direction.coordinator}
+                ghost = stack.enter_context(
+                    PerSample(
+                        policy.model,
+                        named,
+                        stop - start,
+                        groups={n: "base" if n in direction.base else "coordinator" for n in named},
+                        parameters={**policy.base, **policy.coordinator},
+                    )
+                )
+            share, logprobs = sft_share(policy.model, rows, n_tokens)
+            if not bool(torch.isfinite(share)):
+                raise NonFiniteError("gradients", "sft objective")
+            parts.append((ascent(share, policy.base, coordinator), rows.n_tokens))
+        if ghost is not None:
+            base_inner = ghost.inner["base"]
+            coordinator_inner = ghost.inner.get("coordinator", torch.full_like(base_inner, nan))
+            per_sample.append((base_inner, coordinator_inner, ghost.norm["base"]))
+        logprobs_parts.append(logprobs.detach())
+        objective += float(share)
+    halves = join_halves(parts)
+    gradient = halves.total()
+    check_finite(gradient, "sft")
+    found = SFTPass(halves, gradient, objective, torch.cat(logprobs_parts))
+    if not per_sample:
+        return found, None
+    inner, inner_w, norm = (torch.cat(p) for p in zip(*per_sample, strict=True))
+    return found, PerDemonstration(inner, inner_w, norm)

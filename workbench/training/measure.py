@@ -1,0 +1,307 @@
+"""The probes phase of a step: from what the passes found to the numbers of its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import nan, sqrt
+
+import torch
+from torch import Tensor
+
+from workbench.config import RunConfig, due
+from workbench.policy import Policy
+from workbench.probes.alignment import alignment_rows
+from workbench.probes.coordinator import coordinator_rows
+from workbench.probes.evaluation import greedy_accuracy
+from workbench.probes.gain import batch_baseline_reward, draw_paired, helped_hurt, shared_gain_rows
+from workbench.records import (
+    AlignmentRow,
+    CoordinatorRow,
+    DemonstrationRow,
+    GainRow,
+    RolloutRow,
+)
+from workbench.sampling import Noise, TokenBatch, completion_logits, token_logprobs
+from workbench.tasks.problem import Problem, Task
+from workbench.training.batches import DemonstrationBatch, RolloutBatch
+from workbench.training.gradients import Halves, PerDemonstration, RLPass, SFTPass
+
+HalvesOfPart = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the rollouts, rewards and gradients phases found; None where the method has none."""
+
+    batch: RolloutBatch | None
+    demonstrations: DemonstrationBatch | None
+    rl: RLPass | None
+    baseline_rl: RLPass | None
+    sft: SFTPass | None
+    per_demonstration: PerDemonstration | None
+
+
+@dataclass
+class Measured:
+    """The tables and metrics of one step."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    rollouts: list[RolloutRow] = field(default_factory=list)
+    gain: list[GainRow] = field(default_factory=list)
+    demonstrations: list[DemonstrationRow] = field(default_factory=list)
+    alignment: list[AlignmentRow] = field(default_factory=list)
+    coordinator: list[CoordinatorRow] = field(default_factory=list)
+
+
+def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Passes) -> Measured:
+    """Run the probes that are due at this step."""
+    m = Measured()
+    probes = config.probes
+    if passes.batch is not None and passes.rl is not None:
+        _rollout_metrics(m, passes.batch, passes.rl, config)
+        off = None
+        if due(probes.token_views_every, step) and passes.baseline_rl is not None:
+            off = coordinator_off_logprobs(policy, passes.batch, config.sampling.temperature)
+        m.rollouts += rollout_rows(step, policy, task, passes, off)
+    if passes.baseline_rl is not None:
+        _baseline(m, step, config, passes)
+        if due(probes.paired_gain_every, step):
+            _paired(m, step, config, policy, task)
+    if passes.sft is not None:
+        m.metrics["loss/sft"] = -passes.sft.objective
+        m.metrics["grad_norm/sft"] = passes.sft.gradient.base.norm()
+        m.demonstrations += demonstration_rows(step, passes)
+    if due(probes.alignment_every, step) and passes.rl is not None and passes.sft is not None:
+        _alignment(m, step, passes)
+    if passes.baseline_rl is not None and due(probes.coordinator_every, step):
+        m.coordinator += coordinator_rows(step, policy)
+        delta = sqrt(sum(row.delta_norm**2 for row in m.coordinator))
+        m.metrics["coordinator/ratio"] = delta / sqrt(
+            sum(row.weight_norm**2 for row in m.coordinator)
+        )
+    if due(probes.evaluate_every, step):
+        for name, split in (("eval/accuracy", "validation"), ("eval/hard_accuracy", "hard")):
+            problems = list(task.problems(split))[: probes.evaluation_prompts]  # type: ignore[arg-type]
+            if problems:
+                m.metrics[name] = greedy_accuracy(policy, "joint", task, problems, config)
+                if split == "validation" and passes.baseline_rl is not None:
+                    m.metrics["eval/baseline_accuracy"] = greedy_accuracy(
+                        policy, "baseline", task, problems, config
+                    )
+    return m
+
+
+def _rollout_metrics(m: Measured, batch: RolloutBatch, rl: RLPass, config: RunConfig) -> None:
+    lengths = [len(ids) for ids in batch.completions_N.token_ids]
+    finished = batch.completions_N.finished
+    std_P = batch.rewards_PG.std(1)
+    m.metrics |= {
+        "reward": float(batch.rewards_PG.mean()),
+        "reward_std": float(std_P.mean()),
+        "frac_reward_zero_std": float((std_P == 0).float().mean()),
+        "reward/correct": float(batch.correct_PG.mean()),
+        "kl": rl.kl,
+        "entropy": float(rl.entropy_NC.sum() / batch.tokens.n_tokens),
+        "clip_ratio/region_mean": rl.clip_ratio,
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": 1 - sum(finished) / len(finished),
+        "loss/rl": -rl.objective,
+        "grad_norm/rl": rl.gradient.base.norm(),
+    }
+
+
+def _baseline(m: Measured, step: int, config: RunConfig, passes: Passes) -> None:
+    batch, rl, baseline = passes.batch, passes.rl, passes.baseline_rl
+    assert batch is not None and rl is not None and baseline is not None
+    m.metrics |= {
+        "baseline/clip_ratio": baseline.clip_ratio,
+        "baseline/kl": baseline.kl,
+        "loss/baseline_rl": -baseline.objective,
+    }
+    if not due(config.probes.shared_gain_every, step):
+        return
+    log_ratios_PG = (baseline.logprobs_NC - rl.logprobs_NC).sum(1).view(batch.rewards_PG.shape)
+    rewards_PG = batch.correct_PG
+    m.metrics["baseline/reward"] = batch_baseline_reward(rewards_PG, log_ratios_PG)
+    rows = shared_gain_rows(step, batch.problems_P, rewards_PG, log_ratios_PG)
+    m.gain += rows
+    _gain_metrics(m, "shared", rows)
+    m.metrics["gain/blanked"] = sum(row.gain != row.gain for row in rows) / len(rows)
+    m.metrics["gain/ess"] = sum(row.ess for row in rows) / len(rows) / batch.group_size
+
+
+def _paired(m: Measured, step: int, config: RunConfig, policy: Policy, task: Task) -> None:
+    rows, rollouts = draw_paired(
+        policy,
+        probe_set(task, config),
+        task,
+        Noise(config.seed, step, "paired"),
+        config.probes.paired_rollouts,
+        config.sampling.max_new_tokens,
+        config.sampling.temperature,
+    )
+    m.gain += rows
+    m.rollouts += rollouts
+    _gain_metrics(m, "paired", rows)
+    helped, hurt = helped_hurt(rows)
+    m.metrics |= {"gain/helped": float(helped), "gain/hurt": float(hurt)}
+
+
+def _gain_metrics(m: Measured, estimator: str, rows: list[GainRow]) -> None:
+    """Mean gain over the prompts that have one, and its standard error over them."""
+    known = [row for row in rows if row.gain == row.gain]
+    n = len(known)
+    m.metrics[f"gain/{estimator}"] = sum(row.gain for row in known) / n if n else nan
+    m.metrics[f"gain/{estimator}_se"] = (
+        sqrt(sum(row.standard_error**2 for row in known)) / n if n else nan
+    )
+
+
+def probe_set(task: Task, config: RunConfig) -> list[Problem]:
+    """The fixed prompts of the paired probe: the first of validation, or of train without one."""
+    problems = task.problems("validation") or task.problems("train")
+    return list(problems)[: config.probes.paired_prompts]
+
+
+def _alignment(m: Measured, step: int, passes: Passes) -> None:
+    rl, sft = passes.rl, passes.sft
+    assert rl is not None and sft is not None
+
+    def halves(of: Halves, part: str) -> HalvesOfPart | None:
+        if of.n_second == 0:
+            return None
+        return getattr(of.first, part), getattr(of.second, part), of.n_first, of.n_second
+
+    base = alignment_rows(
+        step,
+        "base",
+        sft.gradient.base,
+        rl.gradient.base,
+        halves(sft.halves, "base"),
+        halves(rl.halves, "base"),
+    )
+    m.alignment += base
+    overall = base[-1]
+    layers = base[:-1]
+    m.metrics |= {
+        "alignment/cosine": overall.cosine,
+        "alignment/noise": overall.noise,
+        "alignment/conflict_share": sum(row.conflict for row in layers) / len(layers),
+        "alignment/norm_ratio": overall.first_norm / overall.second_norm
+        if overall.second_norm
+        else nan,
+    }
+    if passes.baseline_rl is None:
+        return
+    w = alignment_rows(
+        step,
+        "coordinator",
+        sft.gradient.coordinator,
+        rl.gradient.coordinator,
+        halves(sft.halves, "coordinator"),
+        halves(rl.halves, "coordinator"),
+    )
+    gain = alignment_rows(
+        step, "gain", rl.gradient.coordinator, passes.baseline_rl.gradient.coordinator
+    )
+    m.alignment += [*w, *gain]
+    m.metrics |= {
+        "alignment/coordinator_cosine": w[-1].cosine,
+        "alignment/gain_cosine": gain[-1].cosine,
+        "alignment/gain_signal": gain[-1].difference_norm,
+    }
+
+
+@torch.no_grad()
+def coordinator_off_logprobs(policy: Policy, batch: RolloutBatch, temperature: float) -> Tensor:
+    """log π_θ of the step's rollouts, the coordinator off, (N, C)."""
+    with policy.coordinator_scale(0.0):
+        logits = completion_logits(policy.model, batch.tokens, temperature)
+    return token_logprobs(logits, batch.tokens)
+
+
+def token_lists(values_NC: Tensor | None, tokens: TokenBatch) -> list[list[float]]:
+    """Each row cut to its own completion; empty lists where nothing was measured."""
+    lengths = tokens.completion_mask.sum(1).int().tolist()
+    if values_NC is None:
+        return [[] for _ in lengths]
+    return [row[:n] for row, n in zip(values_NC.tolist(), lengths, strict=True)]
+
+
+def rollout_rows(
+    step: int, policy: Policy, task: Task, passes: Passes, off_NC: Tensor | None
+) -> list[RolloutRow]:
+    """One row a training rollout, with its token arrays."""
+    batch, rl = passes.batch, passes.rl
+    assert batch is not None and rl is not None
+    done = batch.completions_N
+    baseline = passes.baseline_rl.logprobs_NC if passes.baseline_rl else None
+    arrays = zip(
+        token_lists(rl.logprobs_NC, batch.tokens),
+        token_lists(baseline, batch.tokens),
+        token_lists(off_NC, batch.tokens),
+        token_lists(batch.reference_logprobs_NC, batch.tokens),
+        token_lists(rl.entropy_NC, batch.tokens),
+        strict=True,
+    )
+    rewards, correct = batch.rewards_PG.flatten().tolist(), batch.correct_PG.flatten().tolist()
+    advantages = batch.advantages_PG.flatten().tolist()
+    rows = []
+    for i, (logprob, baseline_logprob, off, reference, entropy) in enumerate(arrays):
+        problem = batch.problems_P[i // batch.group_size]
+        rows.append(
+            RolloutRow(
+                step=step,
+                purpose="train",
+                policy="joint",
+                sequence=i,
+                prompt_id=problem.id,
+                prompt=problem.prompt,
+                completion=done.texts[i],
+                answer=problem.answer,
+                extracted=task.extract(done.texts[i]) or "",
+                reward=rewards[i],
+                correct=correct[i],
+                advantage=advantages[i],
+                finished=done.finished[i],
+                token_ids=done.token_ids[i],
+                tokens=policy.pieces(done.token_ids[i]),
+                sampling_logprob=done.logprob[i],
+                logprob=logprob,
+                baseline_logprob=baseline_logprob,
+                coordinator_off_logprob=off,
+                reference_logprob=reference,
+                entropy=entropy,
+            )
+        )
+    return rows
+
+
+def demonstration_rows(step: int, passes: Passes) -> list[DemonstrationRow]:
+    """One row a demonstration of the step; alignments are NaN where they were not due."""
+    batch, sft, per = passes.demonstrations, passes.sft, passes.per_demonstration
+    assert batch is not None and sft is not None
+    counts = batch.tokens.completion_mask.sum(1).tolist()
+    losses = (-sft.logprobs_DC.sum(1)).tolist()
+    blank = [nan] * len(counts)
+    inner = per.base_inner_D.tolist() if per else blank
+    inner_w = per.coordinator_inner_D.tolist() if per else blank
+    norms = per.base_norm_D.tolist() if per else blank
+    rl_norm = passes.rl.gradient.base.norm() if passes.rl else nan
+    return [
+        DemonstrationRow(
+            step=step,
+            demonstration_id=demo.id,
+            prompt=demo.prompt,
+            solution=demo.solution,
+            quality=demo.quality,
+            loss=losses[j] / counts[j],
+            n_tokens=int(counts[j]),
+            rl_alignment=inner[j],
+            rl_alignment_coordinator=inner_w[j],
+            grad_norm=norms[j],
+            rl_cosine=inner[j] / (norms[j] * rl_norm) if norms[j] * rl_norm > 0 else nan,
+        )
+        for j, demo in enumerate(batch.demonstrations_D)
+    ]

@@ -1,0 +1,321 @@
+"""The thread that owns the model, its command queue and its control points.
+
+Three kinds of command:
+
+- look    (sample, evaluate …): done at the next control point, also inside a step; not recorded
+- flow    (run, pause, resume): done at the next control point; recorded
+- change  (set, rewind, fork, save …): done between steps; recorded. While a step is paused
+  half-way a change abandons it: nothing of it was applied, and it is executed again, the same.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from workbench.config import RunConfig
+from workbench.engine import Engine
+from workbench.records import CommandRow, Finding, StepRecord
+from workbench.store import RunStore
+from workbench.training.gradients import NonFiniteError
+
+State = Literal["idle", "running", "pausing", "paused", "failed", "closed"]
+Kind = Literal["look", "flow", "change"]
+T = TypeVar("T")
+
+
+class SessionError(RuntimeError):
+    """A call that the session's present state does not allow; the message says what does."""
+
+
+class _Abandon(Exception):
+    """Leaves a step of which nothing was applied."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Command:
+    name: str
+    kind: Kind
+    action: Callable[[], Any]
+    arguments: dict[str, Any]
+    future: Future[Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a session is."""
+
+    step: int
+    """Last finished step."""
+    target: int | None
+    """Step at which it will stop; None: without end, or nothing was asked for."""
+    phase: str
+    """Phase under way; empty between steps."""
+    eta_seconds: float | None
+    """Time left to the target, by the median of the last steps; None where unknown."""
+
+
+class Worker:
+    """Runs an Engine in a thread of its own. All public methods may be called from any thread."""
+
+    def __init__(self, config: RunConfig, store: RunStore) -> None:
+        """Load everything in the thread and wait for it; errors of loading are raised here."""
+        self.changed = threading.Condition()
+        self.state: State = "idle"
+        self.version = 0
+        self.error = ""
+        """Why the run stopped by itself; empty if it did not."""
+        self.last_record: StepRecord | None = None
+        self.engine: Engine
+        self._queue: deque[_Command] = deque()
+        self._running = False  # whether steps are wanted
+        self._target: int | None = None
+        self._closing = False
+        self._phase = ""
+        self._out_of_step = False  # memory may be ahead of the folder, after a fault
+        self._seconds: deque[float] = deque(maxlen=8)
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._work, args=(config, store, ready), name="workbench", daemon=True
+        )
+        self._thread.start()
+        ready.result()
+
+    # --- from any thread --------------------------------------------------------------------
+
+    def post(self, name: str, kind: Kind, action: Callable[[], T], **arguments: Any) -> T:
+        """Have the worker do `action`, wait, and return its result or raise its error."""
+        future: Future[T] = Future()
+        with self.changed:
+            if self.state == "closed" or self._closing:
+                raise SessionError(f"{name}: the session is closed; Session.resume opens its folder")
+            self._queue.append(_Command(name, kind, action, arguments, future))
+            self.changed.notify_all()
+        return future.result()
+
+    def go(self, name: str, steps: int | None) -> None:
+        """Run `steps` more steps in the background; None: without end."""
+        if steps is not None and steps < 1:
+            raise SessionError(f"{name}: steps must be at least 1 (got {steps})")
+        self.post(name, "flow", lambda: self._go(name, steps), steps=steps)
+
+    def go_on(self) -> None:
+        """After a pause, go on to the target set before."""
+        self.post("resume", "flow", self._go_on)
+
+    def pause(self) -> None:
+        """Pause at the next control point; returns when it is so."""
+        with self.changed:
+            if self.state == "running":
+                self.state = "pausing"
+                self.version += 1
+        self.post("pause", "flow", self._pause)
+
+    def wait_change(self, seconds: float) -> None:
+        """Wait until something changed, at most `seconds`."""
+        with self.changed:
+            self.changed.wait(seconds)
+
+    @property
+    def busy(self) -> bool:
+        """Whether steps are being made."""
+        return self.state in ("running", "pausing")
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is."""
+        step, target = self.engine.step_number, self._target if self.state != "idle" else None
+        eta = None
+        if self._seconds and target is not None:
+            eta = max(0, target - step) * statistics.median(self._seconds)
+        return Progress(step, target, self._phase, eta)
+
+    def close(self) -> None:
+        """Stop at the next control point, save a snapshot, free the folder."""
+        with self.changed:
+            self._closing = True
+            self.changed.notify_all()
+        self._thread.join()
+
+    # --- commands, in the worker ------------------------------------------------------------
+
+    def _go(self, name: str, steps: int | None) -> None:
+        if self._running:
+            raise SessionError(f"{name}: the run is going already; pause it first")
+        self._target = None if steps is None else self.engine.step_number + steps
+        self._start()
+
+    def _go_on(self) -> None:
+        if self.state != "paused":
+            raise SessionError(f"resume: the session is {self.state}, not paused")
+        if self._target is not None and self._target <= self.engine.step_number:
+            self._target = None
+        self._start()
+
+    def _start(self) -> None:
+        self.error = ""
+        self._running = True
+        self._say("running")
+
+    def _pause(self) -> None:
+        if self._running or self.state == "pausing":
+            self._running = False
+            self._say("paused")
+
+    # --- the thread -------------------------------------------------------------------------
+
+    def _work(self, config: RunConfig, store: RunStore, ready: Future[None]) -> None:
+        try:
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+            self.engine = Engine(config, store)
+            if store.snapshot_steps():
+                self.engine.travel(store.last_step(), lambda phase: None)
+            else:
+                self.engine.save()  # step 0: every rewind can start here
+            store.set_status("idle")
+        except BaseException as error:
+            store.close()
+            self.state = "closed"
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        while not self._closing:
+            command = self._next_between_steps()
+            if command is not None:
+                self._do(command)
+            elif self._running:
+                self._one_step()
+        self._shut()
+
+    def _next_between_steps(self) -> _Command | None:
+        with self.changed:
+            while not (self._queue or self._running or self._closing):
+                self.changed.wait()
+            return self._queue.popleft() if self._queue and not self._closing else None
+
+    def _control(self, phase: str) -> None:
+        """The control point before each phase of a step."""
+        self._phase = phase
+        self._tell()
+        while True:
+            with self.changed:
+                command = next((c for c in self._queue if c.kind != "change"), None)
+                if self._closing or (command is None and self._queue and not self._running):
+                    raise _Abandon
+                if command is not None:
+                    self._queue.remove(command)
+                elif self._running:
+                    return
+                else:
+                    self.changed.wait()
+                    continue
+            self._do(command)
+
+    def _do(self, command: _Command) -> None:
+        outcome, result, failure = "done", None, None
+        try:
+            result = command.action()
+        except BaseException as error:
+            outcome, failure = f"{type(error).__name__}: {error}", error
+        try:
+            if command.kind != "look":
+                self._record(command.name, command.arguments, outcome)
+        except Exception as error:  # the folder cannot be written: the caller must know
+            failure = failure or error
+        self._tell()
+        if failure is None:
+            command.future.set_result(result)
+        else:
+            command.future.set_exception(failure)
+
+    def _record(self, name: str, arguments: dict[str, Any], outcome: str) -> None:
+        row = CommandRow(
+            self.engine.step_number,
+            self._phase or "rollouts",
+            time.time(),
+            name,
+            arguments,
+            outcome,
+        )
+        self.engine.store.add_command(row)
+
+    def _one_step(self) -> None:
+        started = time.monotonic()
+        try:
+            if self._out_of_step:
+                self.engine.travel(self.engine.store.last_step(), lambda phase: None)
+                self._out_of_step = False
+            record = self.engine.step(self._control)
+        except _Abandon:
+            self._phase = ""
+            return
+        except NonFiniteError as error:
+            self._stop("paused", error, {"phase": error.phase, "tensor": error.tensor})
+            return
+        except Exception as error:  # a fault of the machine or of ours: keep the run, say it
+            self._out_of_step = True
+            self._stop("failed", error, {"phase": self._phase, "type": type(error).__name__})
+            return
+        self._phase = ""
+        self.last_record = record
+        self._seconds.append(time.monotonic() - started)
+        if self._target is not None and record.step >= self._target:
+            self._running = False
+            self._say("idle")
+        else:
+            self._tell()
+
+    def _stop(self, state: State, error: Exception, evidence: dict[str, object]) -> None:
+        """The run stops by itself: the step in flight was not applied."""
+        number = self.engine.step_number + 1
+        self.error = f"step {number} was not applied: {error}"
+        detector = "non_finite" if isinstance(error, NonFiniteError) else "fault"
+        setting = "base_lr" if detector == "non_finite" else ""
+        self._running = False
+        try:
+            self.engine.store.add_finding(
+                Finding(number, "critical", detector, self.error, evidence, setting)
+            )
+            self._record("pause", {"by": detector}, self.error)
+        except Exception as second:
+            self.error += f"; and the run folder cannot be written: {second}"
+        self._phase = ""
+        self._say(state)
+
+    def _say(self, state: State) -> None:
+        self.state = state
+        self._tell()
+        try:
+            self.engine.store.set_status(state)
+        except Exception as error:
+            self.error = self.error or f"the run folder cannot be written: {error}"
+
+    def _tell(self) -> None:
+        with self.changed:
+            self.version += 1
+            self.changed.notify_all()
+
+    def _shut(self) -> None:
+        store = self.engine.store
+        try:
+            if not self._out_of_step and self.engine.step_number not in store.snapshot_steps():
+                self.engine.save()
+            self._record("close", {}, "done")
+            store.set_status("closed")
+        except Exception as error:
+            self.error = self.error or f"the run folder cannot be written: {error}"
+        finally:
+            store.close()
+            self.state = "closed"
+            for command in self._queue:
+                command.future.set_exception(SessionError(f"{command.name}: the session was closed"))
+            self._tell()
