@@ -9,8 +9,8 @@
 
 A row is an RL prompt with its answer; a row with a solution is a demonstration too. Where
 solution and answer are the same column, the answer is what `answer_pattern` finds in it (GSM8K is
-like that). Validation is split off by a seeded shuffle of the different prompts, so that none occurs
-in both splits. [ours]
+like that). Validation is split off by a seeded shuffle of the different prompts, so that none
+occurs in both splits. [ours]
 """
 
 from __future__ import annotations

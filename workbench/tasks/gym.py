@@ -1,7 +1,7 @@
 """Tasks of reasoning-gym (extra `gym`): any of its generators, with verifiable answers.
 
-`chain_sum` is read and taught by us: an answer is the number behind the last '#', or the last number
-where there is no '#', and demonstrations are worked out from the problem's own expression:
+`chain_sum` is read and taught by us: an answer is the number behind the last '#', or where there
+is no '#' the last number, and demonstrations are worked out from the problem's own expression:
 
     State the final answer to the following arithmetic problem: 6 + 2 - 3 =     prompt
     6 + 2 = 8                                                                   worked solution
@@ -39,7 +39,8 @@ def create_gym_dataset(
 ) -> ProceduralDataset:
     """A reasoning-gym dataset.
 
-    Raises ConfigError where reasoning-gym is not installed, has no such dataset, or refuses a setting.
+    Raises ConfigError where reasoning-gym is not installed, has no such dataset or refuses a
+    setting.
     """
     try:
         import reasoning_gym
@@ -135,7 +136,7 @@ class GymTask:
         return entry["question"] + self.config.prompt_suffix
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """The problems of a split, all different; `hard` (chain_sum only) has one or two terms more.
+        """The problems of a split, all different; `hard` (chain_sum only) has 1 or 2 terms more.
 
         Raises ConfigError where the settings allow too few different problems.
         """
@@ -170,8 +171,8 @@ class GymTask:
     def demonstrations(self) -> Sequence[Demonstration]:
         """Worked solutions of problems outside `validation` and `hard`.
 
-        Raises ConfigError where the task has none: only chain_sum is worked out by us, and only some
-        others carry a solution.
+        Raises ConfigError where the task has none: only chain_sum is worked out by us, and only
+        some others carry a solution.
         """
         return self._demonstrations
 
@@ -194,4 +195,11 @@ class GymTask:
             return float(same_answer(found, problem.answer))
         split = problem.id.rpartition("-")[0]
         entry = self._entries[split][problem.id]
-        return float(found is not None and self._dataset.score_answer(found, entry) >= 1.0)
+        if found is None:
+            return 0.0
+        try:
+            return float(self._dataset.score_answer(found, entry) >= 1.0)
+        except (
+            Exception
+        ):  # some scorers (prime_factorization) raise whatever odd text leads them to
+            return 0.0

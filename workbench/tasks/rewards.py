@@ -38,7 +38,8 @@ def flip(reward: float, p: float, seed: int, step: int, sequence: int) -> float:
         r̃ = 1 − r  if u < p,  else r        so  E[r̃] = (1 − 2p)·r + p
 
     Counter-based: the same (seed, step, sequence) always flips the same way, and a larger p flips
-    what a smaller p flips and more. In a group's advantages the additive p cancels. [paper: p = 0.2]
+    what a smaller p flips and more. The additive p cancels in a group's advantages.
+    [paper: p = 0.2]
     """
     digest = hashlib.blake2b(f"flip/{seed}/{step}/{sequence}".encode(), digest_size=8).digest()
     u = int.from_bytes(digest, "big") / 2**64
