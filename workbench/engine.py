@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from workbench.config import KNOBS, ConfigError, ModelConfig, RunConfig
+from workbench.config import ConfigError, ModelConfig, RunConfig
 from workbench.policy import Policy
-from workbench.records import CommandRow, Finding, StepRecord
+from workbench.records import Finding, StepRecord
 from workbench.store import RunFolderError, RunStore, Snapshot, open_run
 from workbench.tasks import make_task
 from workbench.training.methods import METHODS
@@ -56,7 +56,12 @@ class Engine:
         self.step_number = record.step
         if record.step % self.config.snapshots.snapshot_every == 0:
             self.save()
-        self.store.add_metric(record.step, "seconds/store", time.perf_counter() - started)
+        seconds = {"seconds/record": time.perf_counter() - started}
+        seconds["seconds/total"] = seconds["seconds/record"] + sum(
+            value for name, value in record.metrics.items() if name.startswith("seconds/")
+        )
+        self.store.add_metrics(record.step, seconds)
+        record.metrics.update(seconds)
         return record
 
     def set(self, changes: dict[str, Any]) -> None:
@@ -116,9 +121,7 @@ class Engine:
         """
         nearest = max(s for s in self.store.snapshot_steps() if s <= to_step)
         self.restore(self.store.load_snapshot(nearest))
-        changes = [
-            row for row in self.store.live_commands("set") if nearest <= row.step <= to_step
-        ]
+        changes = [row for row in self.store.live_commands("set") if nearest <= row.step <= to_step]
         for number in range(nearest, to_step + 1):
             for row in changes:
                 if row.step == number:
@@ -176,17 +179,13 @@ class Engine:
             fork = self.store.fork(path, at_step, config)
             try:
                 fork.save_snapshot(start)
-                live = {knob.name: config.get(knob.name) for knob in KNOBS}
-                fork.add_command(
-                    CommandRow(at_step, "rollouts", time.time(), "set", live, "done: fork")
-                )
             finally:
                 fork.close()
         finally:
             self.restore(here)
 
     def _check_reachable(self, step: int) -> None:
-        first = int(self.store.meta.get("forked_from", {}).get("step", 0))
+        first = int(open_run(self.store.path).meta.get("forked_from", {}).get("step", 0))
         if not first <= step <= self.step_number:
             where = f"{first} to {self.step_number}"
             reason = f" (this run was forked at {first})" if first else ""

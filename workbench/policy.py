@@ -65,9 +65,7 @@ def _split(model: PeftModel) -> tuple[dict[str, Parameter], dict[str, Parameter]
 class Policy:
     """The joint policy θ+w, the RL-only baseline θ̂+w and the frozen starting policy."""
 
-    def __init__(
-        self, config: ModelConfig, seed: int, *, baseline: bool, reference: bool
-    ) -> None:
+    def __init__(self, config: ModelConfig, seed: int, *, baseline: bool, reference: bool) -> None:
         """Load the model; make θ̂ and the reference where asked for.
 
         Raises ConfigError where the model cannot be loaded.
@@ -156,7 +154,7 @@ class Policy:
 
     def encode_completion(self, text: str) -> list[int]:
         """A completion's tokens, the end-of-text token last."""
-        return encode_completion(self.tokenizer, text, self.end_ids)
+        return encode_completion(self.tokenizer, text)
 
     def pieces(self, token_ids: list[int]) -> list[str]:
         """What to show for each token, so that characters made of several tokens survive.
@@ -184,7 +182,7 @@ class Policy:
     def adapter_files(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """The coordinator as a PEFT adapter folder: (adapter_model tensors, adapter_config)."""
         tensors = {
-            "base_model.model." + name + ".weight": _numpy(p) for name, p in self.coordinator.items()
+            f"base_model.model.{name}.weight": _numpy(p) for name, p in self.coordinator.items()
         }
         config = self.model.peft_config["default"].to_dict()
         config["target_modules"] = sorted(config["target_modules"])

@@ -216,7 +216,10 @@ def pack(
 
 
 def completion_logits(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-    """Logits that predict each completion token, divided by the temperature: (N, C, V) float32."""
+    """Logits that predict each completion token, divided by the temperature: (N, C, V).
+
+    In float32, or in the model's dtype where that is wider.
+    """
     n_completion = batch.completion_ids.shape[1]
     logits = model(
         input_ids=batch.input_ids,
@@ -225,7 +228,8 @@ def completion_logits(model: nn.Module, batch: TokenBatch, temperature: float = 
         logits_to_keep=n_completion + 1,
         use_cache=False,
     ).logits
-    return logits[:, :-1].float() / temperature
+    at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
+    return logits[:, :-1].to(at_least_float32) / temperature
 
 
 def token_logprobs(logits: Tensor, batch: TokenBatch) -> Tensor:

@@ -1,7 +1,7 @@
 """Session: a run you can start, pause, look into, rewind and fork.
 
-One worker thread owns the model; every call posts a command to it and waits (worker.py says when each
-kind takes effect). Looking never changes the run: all randomness is a function of (seed, step,
+One worker thread owns the model; every call posts a command to it and waits (worker.py says when
+each kind takes effect). Looking never changes the run: all randomness is a function of (seed, step,
 purpose), so the step after a look, a pause or a rewind is bit-identical.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench.config import KNOBS, ConfigError, Knob, RunConfig
+from workbench.config import KNOBS, Knob, RunConfig
 from workbench.policy import PolicyName
 from workbench.probes.coordinator import draw_samples, effect
 from workbench.probes.evaluation import greedy_accuracy
@@ -124,8 +124,8 @@ class Session:
     def run(self, steps: int | None = None) -> None:
         """Run `steps` steps (None: until paused) and wait, with a progress bar.
 
-        Ctrl-C pauses at the next control point and returns. Raises SessionError where a step was not
-        applied.
+        Ctrl-C pauses at the next control point and returns. Raises SessionError where a step was
+        not applied.
         """
         self._worker.go("run", steps)
         start = self.step_number
@@ -242,8 +242,10 @@ class Session:
     # --- looking ----------------------------------------------------------------------------
 
     def frame(self, name: str, history: bool = False) -> pd.DataFrame:
-        """A table of the run: metrics, rollouts, gain, demonstrations, alignment, coordinator,
-        commands or findings. `history=True` keeps rows that a rewind superseded."""
+        """A table of the run, by name; `history=True` keeps rows that a rewind superseded.
+
+        Names: metrics, rollouts, gain, demonstrations, alignment, coordinator, commands, findings.
+        """
         return self.reader.frame(name, history)
 
     def record(self, step: int) -> StepRecord:
@@ -337,12 +339,10 @@ class Session:
         def look() -> list[GainRow]:
             self._check_policy("baseline")
             config = engine.config
-            known = {p.id: p for split in ("train", "validation", "hard") for p in self.problems(split)}
-            problems = (
-                probe_set(engine.task, config)
-                if prompt_ids is None
-                else [known[name] for name in prompt_ids]
-            )
+            problems = probe_set(engine.task, config)
+            if prompt_ids is not None:
+                known = {p.id: p for p in self._all_problems()}
+                problems = [known[name] for name in prompt_ids]
             rows, _ = draw_paired(
                 engine.policy,
                 problems,
@@ -351,7 +351,6 @@ class Session:
                 rollouts or config.probes.paired_rollouts,
                 config.sampling.max_new_tokens,
                 config.sampling.temperature,
-                step=engine.step_number,
             )
             return rows
 
@@ -381,12 +380,14 @@ class Session:
             ) from None
 
     def _reward(self, prompt: str, completion: str) -> float:
-        task = self._worker.engine.task
-        for split in ("train", "validation", "hard"):
-            for problem in task.problems(split):
-                if problem.prompt == prompt:
-                    return task.reward(completion, problem)
+        for problem in self._all_problems():
+            if problem.prompt == prompt:
+                return self._worker.engine.task.reward(completion, problem)
         return float("nan")
+
+    def _all_problems(self) -> Iterator[Problem]:
+        for split in get_args(Split):
+            yield from self._worker.engine.task.problems(split)
 
     # --- shown ------------------------------------------------------------------------------
 
@@ -394,8 +395,9 @@ class Session:
         metrics = self._worker.last_record.metrics if self._worker.last_record else {}
         shown = ("reward", "eval/accuracy", "gain/shared", "alignment/cosine", "coordinator/ratio")
         numbers = ", ".join(f"{name} {metrics[name]:.3g}" for name in shown if name in metrics)
+        c = self.config
         lines = [
-            f"{self.config.method} on {self.config.model.path}, step {self.step_number}, {self.state}",
+            f"{c.method} on {c.model.path}, step {self.step_number}, {self.state}",
             f"folder {self.run_dir}",
         ]
         return lines + ([numbers] if numbers else []) + ([self.error] if self.error else [])

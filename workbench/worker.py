@@ -97,7 +97,7 @@ class Worker:
         future: Future[T] = Future()
         with self.changed:
             if self.state == "closed" or self._closing:
-                raise SessionError(f"{name}: the session is closed; Session.resume opens its folder")
+                raise SessionError(f"{name}: the session is closed; Session.resume opens it again")
             self._queue.append(_Command(name, kind, action, arguments, future))
             self.changed.notify_all()
         return future.result()
@@ -317,5 +317,6 @@ class Worker:
             store.close()
             self.state = "closed"
             for command in self._queue:
-                command.future.set_exception(SessionError(f"{command.name}: the session was closed"))
+                closed = SessionError(f"{command.name}: the session was closed")
+                command.future.set_exception(closed)
             self._tell()

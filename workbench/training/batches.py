@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 def draw(items: Sequence[Item], count: int, step: int, seed: int, purpose: str) -> list[Item]:
-    """The `count` items of step `step` (from 1): epochs without replacement, each newly shuffled."""
+    """The items of step `step` (from 1): epochs without replacement, each newly shuffled."""
     chosen = []
     for position in range((step - 1) * count, step * count):
         epoch, index = divmod(position, len(items))

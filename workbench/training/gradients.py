@@ -153,7 +153,7 @@ def rl_pass(
         with torch.no_grad():
             entropy_parts.append(token_entropy(logits) * rows.completion_mask)
         logprobs_parts.append(logprobs.detach())
-        objective += float(share)
+        objective += share.item()
         kl += terms.kl_sum / n_tokens
         clipped += terms.clipped_sum / n_tokens
     halves = join_halves(parts)
@@ -224,7 +224,7 @@ def sft_pass(
             coordinator_inner = ghost.inner.get("coordinator", torch.full_like(base_inner, nan))
             per_sample.append((base_inner, coordinator_inner, ghost.norm["base"]))
         logprobs_parts.append(logprobs.detach())
-        objective += float(share)
+        objective += share.item()
     halves = join_halves(parts)
     gradient = halves.total()
     check_finite(gradient, "sft")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import nan, sqrt
+from math import isnan, nan, sqrt
 
 import torch
 from torch import Tensor
 
 from workbench.config import RunConfig, due
 from workbench.policy import Policy
-from workbench.probes.alignment import alignment_rows
+from workbench.probes.alignment import GradientHalves, alignment_rows, conflict_share
 from workbench.probes.coordinator import coordinator_rows
 from workbench.probes.evaluation import greedy_accuracy
-from workbench.probes.gain import batch_baseline_reward, draw_paired, helped_hurt, shared_gain_rows
+from workbench.probes.gain import batch_gain, draw_paired, helped_hurt, shared_gain_rows
 from workbench.records import (
     AlignmentRow,
     CoordinatorRow,
@@ -25,8 +25,6 @@ from workbench.sampling import Noise, TokenBatch, completion_logits, token_logpr
 from workbench.tasks.problem import Problem, Task
 from workbench.training.batches import DemonstrationBatch, RolloutBatch
 from workbench.training.gradients import Halves, PerDemonstration, RLPass, SFTPass
-
-HalvesOfPart = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
 
 
 @dataclass(frozen=True)
@@ -123,12 +121,16 @@ def _baseline(m: Measured, step: int, config: RunConfig, passes: Passes) -> None
         return
     log_ratios_PG = (baseline.logprobs_NC - rl.logprobs_NC).sum(1).view(batch.rewards_PG.shape)
     rewards_PG = batch.correct_PG
-    m.metrics["baseline/reward"] = batch_baseline_reward(rewards_PG, log_ratios_PG)
     rows = shared_gain_rows(step, batch.problems_P, rewards_PG, log_ratios_PG)
     m.gain += rows
-    _gain_metrics(m, "shared", rows)
-    m.metrics["gain/blanked"] = sum(row.gain != row.gain for row in rows) / len(rows)
-    m.metrics["gain/ess"] = sum(row.ess for row in rows) / len(rows) / batch.group_size
+    whole = batch_gain(rewards_PG, log_ratios_PG)
+    m.metrics |= {
+        "baseline/reward": whole.baseline_reward,
+        "gain/shared": whole.gain,
+        "gain/shared_se": whole.standard_error,
+        "gain/ess": sum(row.ess for row in rows) / len(rows) / batch.group_size,
+        "gain/blanked": sum(isnan(row.gain) for row in rows) / len(rows),
+    }
 
 
 def _paired(m: Measured, step: int, config: RunConfig, policy: Policy, task: Task) -> None:
@@ -143,19 +145,14 @@ def _paired(m: Measured, step: int, config: RunConfig, policy: Policy, task: Tas
     )
     m.gain += rows
     m.rollouts += rollouts
-    _gain_metrics(m, "paired", rows)
     helped, hurt = helped_hurt(rows)
-    m.metrics |= {"gain/helped": float(helped), "gain/hurt": float(hurt)}
-
-
-def _gain_metrics(m: Measured, estimator: str, rows: list[GainRow]) -> None:
-    """Mean gain over the prompts that have one, and its standard error over them."""
-    known = [row for row in rows if row.gain == row.gain]
-    n = len(known)
-    m.metrics[f"gain/{estimator}"] = sum(row.gain for row in known) / n if n else nan
-    m.metrics[f"gain/{estimator}_se"] = (
-        sqrt(sum(row.standard_error**2 for row in known)) / n if n else nan
-    )
+    n = len(rows)
+    m.metrics |= {
+        "gain/paired": sum(row.gain for row in rows) / n,
+        "gain/paired_se": sqrt(sum(row.standard_error**2 for row in rows)) / n,
+        "gain/helped": float(helped),
+        "gain/hurt": float(hurt),
+    }
 
 
 def probe_set(task: Task, config: RunConfig) -> list[Problem]:
@@ -168,7 +165,7 @@ def _alignment(m: Measured, step: int, passes: Passes) -> None:
     rl, sft = passes.rl, passes.sft
     assert rl is not None and sft is not None
 
-    def halves(of: Halves, part: str) -> HalvesOfPart | None:
+    def halves(of: Halves, part: str) -> GradientHalves | None:
         if of.n_second == 0:
             return None
         return getattr(of.first, part), getattr(of.second, part), of.n_first, of.n_second
@@ -183,11 +180,10 @@ def _alignment(m: Measured, step: int, passes: Passes) -> None:
     )
     m.alignment += base
     overall = base[-1]
-    layers = base[:-1]
     m.metrics |= {
         "alignment/cosine": overall.cosine,
         "alignment/noise": overall.noise,
-        "alignment/conflict_share": sum(row.conflict for row in layers) / len(layers),
+        "alignment/conflict_share": conflict_share(base),
         "alignment/norm_ratio": overall.first_norm / overall.second_norm
         if overall.second_norm
         else nan,

@@ -148,14 +148,18 @@ class Trainer:
         with clock.phase("update"):
             directions = method.mix(
                 Gradients(
-                    rl and rl.gradient, sft and sft.gradient, baseline_rl and baseline_rl.gradient
+                    rl=rl.gradient if rl else None,
+                    sft=sft.gradient if sft else None,
+                    baseline_rl=baseline_rl.gradient if baseline_rl else None,
                 ),
                 c.training,
             )
             norms = self._update(directions)
         return self._record(number, measured, norms, clock)
 
-    def _score(self, number: int, problems: list[Problem], completions: Completions) -> RolloutBatch:
+    def _score(
+        self, number: int, problems: list[Problem], completions: Completions
+    ) -> RolloutBatch:
         c = self.config
         shape = (len(problems), c.training.group_size)
         owners = [p for p in problems for _ in range(c.training.group_size)]
@@ -172,9 +176,7 @@ class Trainer:
         reference = None
         if self.policy.reference is not None:
             with torch.no_grad():
-                logits = completion_logits(
-                    self.policy.reference, tokens, c.sampling.temperature
-                )
+                logits = completion_logits(self.policy.reference, tokens, c.sampling.temperature)
                 reference = token_logprobs(logits, tokens)
         return RolloutBatch(
             problems,
@@ -248,7 +250,6 @@ class Trainer:
         norms: dict[str, tuple[float, float]],
         clock: Clock,
     ) -> StepRecord:
-        started = time.perf_counter()
         metrics = measured.metrics
         names = {
             "base": ("grad_norm", "grad_norm/clipped"),
@@ -261,8 +262,6 @@ class Trainer:
             metrics[name] = self.config.get(name)
         for phase, seconds in clock.seconds.items():
             metrics[f"seconds/{phase}"] = seconds
-        metrics["seconds/record"] = time.perf_counter() - started
-        metrics["seconds/total"] = sum(clock.seconds.values()) + metrics["seconds/record"]
         return StepRecord(
             number,
             metrics,
@@ -297,4 +296,3 @@ class Trainer:
                     optimizer.state[parameter] = {
                         k: v if k == "step" else v.to(device) for k, v in state.items()
                     }
-
