@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -214,7 +215,7 @@ def _locate(config: ModelConfig) -> tuple[str, str]:
     return config.path, config.gguf_file
 
 
-def _check_causal(path: str, architecture: object) -> None:
+def _check_causal(path: str, architecture: PretrainedConfig) -> None:
     """Refuse encoders and the like, which transformers would load with a warning."""
     saved = [name.lower() for name in architecture.architectures or []]
     known = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING

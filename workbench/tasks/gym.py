@@ -188,18 +188,18 @@ class GymTask:
             return marked.strip() or None
         return completion.strip().rpartition("\n")[2].strip() or None
 
+    def _entry(self, problem: Problem) -> dict[str, Any]:
+        """What reasoning-gym knows of a problem."""
+        return next(e[problem.id] for e in self._entries.values() if problem.id in e)
+
     def reward(self, completion: str, problem: Problem) -> float:
         """1.0 where the final answer is right, else 0.0."""
         found = self.extract(completion)
         if self._is_chain_sum:
             return float(same_answer(found, problem.answer))
-        split = problem.id.rpartition("-")[0]
-        entry = self._entries[split][problem.id]
         if found is None:
             return 0.0
         try:
-            return float(self._dataset.score_answer(found, entry) >= 1.0)
-        except (
-            Exception
-        ):  # some scorers (prime_factorization) raise whatever odd text leads them to
+            return float(self._dataset.score_answer(found, self._entry(problem)) >= 1.0)
+        except Exception:  # some scorers raise on odd text, prime_factorization for one
             return 0.0
