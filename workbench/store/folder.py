@@ -1,0 +1,55 @@
+"""Where things lie in a run folder, and how to look at its database without disturbing the writer.
+
+config.toml               the config the run started with
+run.sqlite                metrics, rows of each step, commands, findings, timelines (WAL)
+rollouts/step-000012.parquet, step-000012.t1.parquet    of timeline 0, of timeline 1
+snapshots/step-000120/    see snapshots.py
+lock                      held by the process that writes
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from workbench.store import schema
+from workbench.store.errors import RunFolderError
+
+CONFIG = "config.toml"
+DATABASE = "run.sqlite"
+ROLLOUTS = "rollouts"
+SNAPSHOTS = "snapshots"
+
+ENDED = ("closed", "finished", "failed")
+"""States that a run keeps when its process ends; in any other it has crashed."""
+
+
+def check_readable(folder: Path) -> None:
+    """Raises RunFolderError where the folder holds no run, a damaged one or one too new for us."""
+    if not (folder / DATABASE).exists():
+        raise RunFolderError(f"no run at {folder}")
+    try:
+        with closing(connect_for_reading(folder)) as database:
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise RunFolderError(f"{folder / DATABASE} cannot be read: {error}") from None
+    if version > schema.VERSION:
+        raise RunFolderError(
+            f"{folder} was written by a newer workbench (run folder version {version}, "
+            f"this one knows {schema.VERSION}); update the workbench to open it"
+        )
+
+
+def connect_for_reading(folder: Path) -> sqlite3.Connection:
+    """A connection that cannot write and never makes the writer wait."""
+    uri = (folder / DATABASE).absolute().as_uri() + "?mode=ro"
+    if not os.access(folder, os.W_OK) and not (folder / f"{DATABASE}-wal").exists():
+        uri += "&immutable=1"  # SQLite could not make the files that WAL needs beside the database
+    return sqlite3.connect(uri, uri=True)
+
+
+def rollouts_file(step: int, timeline: int) -> str:
+    """Name of the Parquet file of a step on a timeline."""
+    return f"step-{step:06d}{f'.t{timeline}' if timeline else ''}.parquet"

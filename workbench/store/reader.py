@@ -1,0 +1,261 @@
+"""Run: reads a run folder that is finished, crashed or being written, without a model in memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.config import RunConfig
+from workbench.records import RolloutRow, StepRecord
+from workbench.store import lock, schema, snapshots
+from workbench.store.errors import RunFolderError
+from workbench.store.folder import (
+    CONFIG,
+    ENDED,
+    ROLLOUTS,
+    SNAPSHOTS,
+    check_readable,
+    connect_for_reading,
+)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Raises RunFolderError where there is no run, a damaged one, or one of a newer workbench.
+    """
+    folder = Path(path)
+    check_readable(folder)
+    return Run(folder)
+
+
+class Run:
+    """Reads one run folder; each call sees the newest committed step. Made by `open_run`.
+
+    Calls raise RunFolderError where the folder, or a file that it names, has gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The config the run started with; later changes are the "set" commands."""
+        return RunConfig.load(self.path / CONFIG)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """created, updated (Unix times), state, pid, forked_from, and what `create` was given."""
+        with self._reading() as database:
+            return schema.read_meta(database)
+
+    @property
+    def state(self) -> str:
+        """The state its Session told last; "crashed" where that Session is no more."""
+        written_to = lock.is_held(self.path)  # asked first: a closing Session tells, then lets go
+        state = self.meta["state"]
+        return state if written_to or state in ENDED else "crashed"
+
+    def last_step(self) -> int:
+        """The newest step of the live history; 0 before the first."""
+        with self._reading() as database:
+            return schema.last_step(database)
+
+    def snapshot_steps(self) -> list[int]:
+        """Steps of the live history that have a snapshot, ascending."""
+        last = self.last_step()
+        return [step for step in snapshots.steps(self.path / SNAPSHOTS) if step <= last]
+
+    def frame(self, name: str, history: bool = False) -> pd.DataFrame:
+        """One table of the run, the live history only; `history` adds superseded rows.
+
+        metrics: one row a step, `step` first, then a column a metric in the order they appeared;
+        NaN where not measured. The others: a column a field of the row class in records.py; lists
+        are Python lists, in rollouts NumPy arrays. commands and findings are always whole, with a
+        column `live`. `history` adds the columns `timeline` (0: the first, +1 by each rewind) and
+        `live`.
+
+        Raises RunFolderError for an unknown name.
+        """
+        if name not in schema.FRAMES:
+            raise RunFolderError(f"no frame {name!r}; there are {', '.join(schema.FRAMES)}")
+        with self._reading() as database:
+            if name == "metrics":
+                frame = _metrics(database, history)
+            elif name == "rollouts":
+                frame = self._all_rollouts(database, history)
+            else:
+                frame = _rows(database, name, history or name in schema.EVENT_ROWS)
+        if history:
+            return frame
+        return frame.drop(columns=["timeline"] if name in schema.EVENT_ROWS else _MARKS)
+
+    def rollouts(self, step: int) -> pd.DataFrame:
+        """The rollouts of one live step, as in frame("rollouts").
+
+        Raises RunFolderError where the step was not recorded.
+        """
+        with self._reading() as database:
+            return self._rollouts(database, step).to_pandas()
+
+    def record(self, step: int) -> StepRecord:
+        """All that one live step measured. Raises RunFolderError where it was not recorded."""
+        with self._reading() as database:
+            rollouts = self._rollouts(database, step).to_pylist()
+            metrics = database.execute(
+                f"SELECT name, value FROM metrics WHERE step = ? AND {_live('metrics')} "
+                "ORDER BY rowid",
+                (step,),
+            )
+            return StepRecord(
+                step=step,
+                metrics={name: _number(value) for name, value in metrics},
+                rollouts=[RolloutRow(**row) for row in rollouts],
+                **{
+                    table: schema.select(database, table, f"step = ? AND {_live(table)}", step)
+                    for table in schema.STEP_ROWS
+                },
+            )
+
+    def __repr__(self) -> str:
+        return "\n".join(self._summary())
+
+    def _repr_html_(self) -> str:
+        first, *others = map(escape, self._summary())
+        return f"<div><b>{first}</b><br>{'<br>'.join(others)}</div>"
+
+    def _summary(self) -> list[str]:
+        last = self.last_step()
+        lines = [
+            f"Run {self.name}: {self.state}, {last} step{'' if last == 1 else 's'} "
+            f"of {self.config.method}",
+            f"folder {self.path}",
+        ]
+        if "forked_from" in self.meta:
+            origin = self.meta["forked_from"]
+            lines.append(f"forked from {origin['run']} at step {origin['step']}")
+        if last:
+            metrics = self.frame("metrics").drop(columns="step").ffill().iloc[-1]
+            shown = [name for name in _HEADLINES if name in metrics]
+            lines.append(", ".join(f"{name} {metrics[name]:.3g}" for name in shown))
+        lines.append(f"snapshots {', '.join(map(str, self.snapshot_steps())) or 'none'}")
+        return [line for line in lines if line]
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A short read transaction: all queries in it see the same steps."""
+        try:
+            database = connect_for_reading(self.path)
+        except sqlite3.OperationalError:
+            raise RunFolderError(f"no run at {self.path}") from None
+        with closing(database):
+            database.execute("BEGIN")
+            yield database
+
+    def _rollouts(self, database: sqlite3.Connection, step: int) -> pa.Table:
+        query = f"SELECT file FROM rollouts WHERE step = ? AND {_live('rollouts')}"
+        found = database.execute(query, (step,)).fetchone()
+        if found is None:
+            last = schema.last_step(database)
+            raise RunFolderError(f"{self.path} has no step {step}; its last is {last}")
+        return self._read_file(found[0])
+
+    def _all_rollouts(self, database: sqlite3.Connection, history: bool) -> pd.DataFrame:
+        index = _index(database, history)
+        tables = [self._read_file(file) for file in index["file"]]
+        frame = pa.concat_tables([schema.ROLLOUTS.empty_table(), *tables]).to_pandas()
+        sizes = [len(table) for table in tables]
+        return frame.assign(**{mark: np.repeat(index[mark].to_numpy(), sizes) for mark in _MARKS})
+
+    def _read_file(self, file: str) -> pa.Table:
+        if not file:
+            return schema.ROLLOUTS.empty_table()
+        try:
+            with pq.ParquetFile(self.path / ROLLOUTS / file) as parquet:
+                return parquet.read()
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path / ROLLOUTS / file} is missing") from None
+        except pa.ArrowInvalid as error:
+            raise RunFolderError(f"{self.path / ROLLOUTS / file} cannot be read: {error}") from None
+
+
+_MARKS = ["timeline", "live"]
+_HEADLINES = ("reward", "baseline/reward", "eval/accuracy", "gain/shared", "kl")
+
+
+def _live(table: str) -> str:
+    return schema.LIVE.format(table=table)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _column(values: Iterable[Any], dtype: str) -> pd.Series:
+    return pd.Series(list(values), dtype=dtype)
+
+
+def _rows(database: sqlite3.Connection, table: str, history: bool) -> pd.DataFrame:
+    names = schema.columns((schema.STEP_ROWS | schema.EVENT_ROWS)[table])
+    listed = ", ".join(f'"{c.name}"' for c in names)
+    where = "1" if history else _live(table)
+    rows = database.execute(
+        f'SELECT {listed}, timeline, {_live(table)} FROM "{table}" WHERE {where} ORDER BY rowid'
+    ).fetchall()
+    by_column = list(zip(*rows, strict=True)) or [()] * (len(names) + 2)
+    frame = {
+        c.name: _column(map(c.decode, values), c.dtype)
+        for c, values in zip(names, by_column[:-2], strict=True)
+    }
+    return pd.DataFrame(
+        frame
+        | {"timeline": _column(by_column[-2], "int64"), "live": _column(by_column[-1], "bool")}
+    )
+
+
+def _index(database: sqlite3.Connection, history: bool) -> pd.DataFrame:
+    """Recorded steps in the order they were recorded: step, file, timeline, live."""
+    where = "1" if history else _live("rollouts")
+    rows = database.execute(
+        f"SELECT step, file, timeline, {_live('rollouts')} FROM rollouts "
+        f"WHERE {where} ORDER BY rowid"
+    ).fetchall()
+    dtypes = {"step": "int64", "file": "str", "timeline": "int64", "live": "bool"}
+    by_column = list(zip(*rows, strict=True)) or [()] * 4
+    return pd.DataFrame(
+        {
+            name: _column(values, dtype)
+            for (name, dtype), values in zip(dtypes.items(), by_column, strict=True)
+        }
+    )
+
+
+def _metrics(database: sqlite3.Connection, history: bool) -> pd.DataFrame:
+    index = _index(database, history)
+    place = {key: i for i, key in enumerate(zip(index["step"], index["timeline"], strict=True))}
+    where = "1" if history else _live("metrics")
+    measured: dict[str, np.ndarray] = {}
+    for step, timeline, name, value in database.execute(
+        f"SELECT step, timeline, name, value FROM metrics WHERE {where} ORDER BY rowid"
+    ):
+        if name not in measured:
+            measured[name] = np.full(len(index), np.nan)
+        if value is not None:
+            measured[name][place[step, timeline]] = value
+    marks = {mark: index[mark] for mark in _MARKS}
+    return pd.DataFrame({"step": index["step"], **measured, **marks})
