@@ -281,6 +281,7 @@ def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # read by the workers when they start
+    os.environ["TQDM_DISABLE"] = "1"  # also theirs: only this process draws a bar
     swept = run_all(trials(args), args, "learning rates")
     chosen = {method: choose(swept, method) for method in args.methods}
     reported = run_all(reports(args, chosen), args, "reported runs")
