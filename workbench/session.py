@@ -133,7 +133,8 @@ class Session:
             try:
                 while self._worker.busy:
                     self._worker.wait_change(0.2)
-                    self._draw(bar, start)
+                    if self.step_number - start > bar.n:
+                        self._draw(bar, start)
             except KeyboardInterrupt:
                 self.pause()
             self._draw(bar, start)

@@ -131,6 +131,14 @@ class RunStore:
                 schema.insert(self._db, table_name, self.timeline, rows)
             schema.write_meta(self._db, {"updated": time.time()})
 
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Add metrics to a recorded step, e.g. what recording it cost."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO metrics VALUES (?, ?, ?, ?)",
+                [(self.timeline, step, name, float(v)) for name, v in metrics.items()],
+            )
+
     def add_command(self, row: CommandRow) -> None:
         """Record a command on the current timeline; its arguments are JSON values."""
         with self._db:
