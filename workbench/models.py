@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -181,6 +182,25 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, config: ModelCo
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of one completion: its text with no special tokens, then `end_of_turn`."""
     return [*tokenizer.encode(text, add_special_tokens=False), end_of_turn(tokenizer)]
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text each token adds, so that the pieces joined are the text; as many as there are ids.
+
+    A character made of several tokens stands at the last of them, '' at the others. Each token is
+    decoded behind the one before it, since some tokenizers drop a leading space.
+    """
+    pieces: list[str] = []
+    start = read = 0  # ids[start:read]: the tokens of the last piece, for context
+    for end in range(1, len(ids) + 1):
+        before = tokenizer.decode(ids[start:read], clean_up_tokenization_spaces=False)
+        text = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and end < len(ids):  # an unfinished character
+            pieces.append("")
+        else:
+            pieces.append(text[len(before) :])
+            start, read = read, end
+    return pieces
 
 
 def _locate(config: ModelConfig) -> tuple[str, str]:

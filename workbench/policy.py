@@ -29,6 +29,7 @@ from workbench.models import (
     end_tokens,
     load_model,
     resolve_device,
+    token_pieces,
 )
 
 PolicyName = Literal["joint", "baseline", "reference"]
@@ -161,18 +162,7 @@ class Policy:
 
         Same length as token_ids; such a character stands at its last token, '' at the others.
         """
-        pieces, run = [], []
-        for token_id in token_ids:
-            run.append(token_id)
-            text = self.tokenizer.decode(run)
-            if text.endswith("\ufffd") and len(run) < 8:  # an unfinished UTF-8 character
-                pieces.append("")
-            else:
-                pieces.append(text)
-                run = []
-        if run:
-            pieces[-1] = self.tokenizer.decode(run)
-        return pieces
+        return token_pieces(self.tokenizer, token_ids)
 
     def merged(self) -> PreTrainedModel:
         """A plain model whose weights are θ + (alpha/r)·B·A; the policy itself is unchanged."""
