@@ -8,6 +8,7 @@ missing. This package imports no torch and knows no session.
 from __future__ import annotations
 
 from workbench.plots.alignment import (
+    Part,
     alignment_heatmap,
     alignment_over_time,
     conflict_share,
@@ -31,11 +32,21 @@ from workbench.plots.gain import (
     gain_shares,
     verdicts,
 )
+from workbench.plots.tokens import (
+    COLOURINGS,
+    Colouring,
+    difference_strip,
+    token_strip,
+    token_values,
+)
 
 __all__ = [
+    "COLOURINGS",
+    "Colouring",
     "PANELS",
     "Line",
     "Panel",
+    "Part",
     "alignment_heatmap",
     "alignment_over_time",
     "conflict_share",
@@ -43,6 +54,7 @@ __all__ = [
     "curves",
     "demonstrations_over_time",
     "demonstrations_scatter",
+    "difference_strip",
     "gain_by_prompt",
     "gain_heatmap",
     "gain_over_time",
@@ -55,5 +67,7 @@ __all__ = [
     "phase_seconds",
     "singular_values",
     "singular_values_over_time",
+    "token_strip",
+    "token_values",
     "verdicts",
 ]

@@ -68,6 +68,7 @@ TEMPLATE = go.layout.Template(
             "align": "left",
             "namelength": -1,
         },
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": TEXT},
         "colorscale": {"diverging": DIVERGING, "sequential": "Viridis"},
     }
 )

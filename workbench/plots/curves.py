@@ -37,6 +37,7 @@ class Line:
     dash: str = "solid"
     band: str = ""
     """Column with a standard error; ±1.96 of it is shaded."""
+    in_legend: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Panel:
     lines: tuple[Line, ...]
     unit: str = ""
     log: bool = False
+    share: bool = False
+    """Values are shares: written in per cent, the axis begins at zero."""
     missing: str = "Nothing measured yet: press Run, or take a step."
 
 
@@ -66,7 +69,7 @@ PANELS: dict[str, Panel] = {
             Line("eval/baseline_accuracy", "RL-only", BASELINE),
             Line("eval/hard_accuracy", "joint, harder split", JOINT, "dot"),
         ),
-        "share correct",
+        share=True,
         missing="No evaluation yet: it runs every few steps (evaluate_every).",
     ),
     "gain": Panel(
@@ -102,26 +105,26 @@ PANELS: dict[str, Panel] = {
         "tokens",
     ),
     "grad_norm": Panel(
-        "Gradient norms, before (line) and after (dots) clipping",
+        "Gradient norms (dotted: after clipping)",
         (
             Line("grad_norm", "θ", JOINT),
-            Line("grad_norm/clipped", "θ clipped", JOINT, "dot"),
+            Line("grad_norm/clipped", "θ clipped", JOINT, "dot", in_legend=False),
             Line("baseline/grad_norm", "θ̂", BASELINE),
-            Line("baseline/grad_norm_clipped", "θ̂ clipped", BASELINE, "dot"),
+            Line("baseline/grad_norm_clipped", "θ̂ clipped", BASELINE, "dot", in_legend=False),
             Line("coordinator/grad_norm", "w", COORDINATOR),
-            Line("coordinator/grad_norm_clipped", "w clipped", COORDINATOR, "dot"),
+            Line("coordinator/grad_norm_clipped", "w clipped", COORDINATOR, "dot", in_legend=False),
         ),
         log=True,
     ),
     "health": Panel(
         "Shares to keep an eye on",
         (
-            Line("frac_reward_zero_std", "groups without signal", AGAINST),
-            Line("completions/clipped_ratio", "cut off by the length limit", BASELINE),
-            Line("clip_ratio/region_mean", "tokens clipped, joint", JOINT),
-            Line("baseline/clip_ratio", "tokens clipped, RL-only", JOINT, "dot"),
+            Line("frac_reward_zero_std", "groups all alike", AGAINST),
+            Line("completions/clipped_ratio", "texts cut off", SFT),
+            Line("clip_ratio/region_mean", "tokens clipped", JOINT),
+            Line("baseline/clip_ratio", "clipped, RL-only", BASELINE),
         ),
-        "share",
+        share=True,
     ),
 }
 """The figures of a run, by name: what `curves` draws for each."""
@@ -164,15 +167,18 @@ def curves(
                 y=measured[line.column].to_numpy(),
                 name=line.label,
                 legendgroup=line.label,
+                showlegend=line.in_legend,
                 mode="lines+markers" if len(measured) <= 40 else "lines",
                 line={"color": line.colour, "dash": line.dash, "width": 2},
                 marker={"size": 4},
-                hovertemplate="%{y:.4~g}",
+                hovertemplate="%{y:.1%}" if panel.share else "%{y:.4~g}",
             )
         )
     drawn.update_layout(hovermode="x unified", showlegend=len(present) > 1)
     if panel.log:
-        drawn.update_yaxes(type="log", exponentformat="power", dtick=1)
+        drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    if panel.share:
+        drawn.update_yaxes(tickformat=".0%", rangemode="tozero")
     whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
     if commands is not None:
         mark_commands(drawn, commands)
@@ -263,6 +269,12 @@ def phase_seconds(metrics: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{y:.2f} s",
             )
         )
-    drawn.update_layout(barmode="stack", bargap=0.15, hovermode="x unified")
+    drawn.update_layout(
+        barmode="stack",
+        bargap=0.15,
+        hovermode="x unified",
+        legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"},
+        margin={"t": 40},
+    )
     whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
     return drawn

@@ -136,7 +136,7 @@ def gain_heatmap(
             showlegend=bool(blanked.any()),
         )
     )
-    drawn.update_xaxes(type="category", showgrid=False)
+    drawn.update_xaxes(type="category", tickangle=0, showgrid=False)
     drawn.update_yaxes(showgrid=False, range=[-0.5, n_rows - 0.5])
     if rows == "prompt":
         drawn.update_yaxes(
@@ -183,7 +183,12 @@ def gain_by_prompt(
                 y=part["gain"].to_numpy(),
                 error_y={"array": 1.96 * part["standard_error"].to_numpy(), "width": 3},
                 mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.5}},
+                marker={
+                    "color": colour,
+                    "symbol": symbol,
+                    "size": 9,
+                    "line": {"width": 1.5, "color": colour},
+                },
                 name=f"{name} ({len(part)})",
                 text=[_hover(row) for row in part.itertuples()],
                 customdata=part["prompt_id"].to_numpy(),
@@ -262,6 +267,6 @@ def gain_shares(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> g
                 )
             )
     drawn.update_layout(barmode="stack", bargap=0.1, hovermode="x unified")
-    drawn.update_xaxes(type="category")
+    drawn.update_xaxes(type="category", tickangle=0)
     drawn.update_yaxes(range=[0, 1], tickformat=".0%")
     return drawn

@@ -1,0 +1,87 @@
+"""The app: tabs over one Session, polled once a second, drawn only where something changed.
+
+The Session lives in the closure, so every browser sees the same one, and a reload finds it again. A
+browser remembers what it has been shown (two strings in gr.State); only the open tab is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from workbench.session import Session
+from workbench.ui import alignment, coordinator, gain, rollouts, run
+from workbench.ui.header import INTRODUCTION, header_html
+from workbench.ui.parts import Updates, Values, View, help_text
+from workbench.ui.theme import CSS, THEME
+
+TABS = (run, gain, alignment, coordinator, rollouts)
+"""The tabs, left to right: modules with TITLE and build(session)."""
+
+LAUNCH: dict[str, Any] = {
+    "theme": THEME,
+    "css": CSS,
+    "footer_links": [],
+    "ssr_mode": False,
+    "show_error": True,
+}
+"""How the app wants to be launched: build_app(session).launch(**LAUNCH)."""
+
+
+def build_app(session: Session) -> gr.Blocks:
+    """The whole page for one session. Launch it with `LAUNCH`."""
+    with gr.Blocks(
+        title=f"{session.run_dir.name}: BRIDGE workbench", analytics_enabled=False, fill_width=True
+    ) as app:
+        header = gr.HTML(header_html(session), apply_default_css=False, elem_id="header")
+        help_text(INTRODUCTION)
+        opened = gr.State(run.TITLE)
+        shown = gr.State("")  # what the open tab was drawn from
+        views: dict[str, View] = {}
+        tabs: dict[str, Any] = {}
+        with gr.Tabs(elem_id="tabs"):
+            for module in TABS:
+                with gr.Tab(module.TITLE, id=module.TITLE) as tabs[module.TITLE]:
+                    views[module.TITLE] = module.build(session)
+        inputs = {opened, shown}.union(*(view.inputs for view in views.values()))
+        outputs = {header, opened, shown}.union(*(view.outputs for view in views.values()))
+
+        def opener(title: str) -> Callable[[Values], Updates]:
+            def draw(values: Values) -> Updates:
+                contents = views[title].draw(values)
+                return contents | {
+                    header: header_html(session),
+                    opened: title,
+                    shown: f"{session.version} {contents_key(session)}",
+                }
+
+            return draw
+
+        def tick(values: Values) -> Any:
+            before_version, _, before_contents = values[shown].partition(" ")
+            version, contents = str(session.version), contents_key(session)
+            if before_version == version:
+                return gr.skip()
+            updates: Updates = {header: header_html(session), shown: f"{version} {contents}"}
+            if contents != before_contents:
+                updates |= views[values[opened]].draw(values)
+            return updates
+
+        wire: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_limit": 4,
+        }
+        for title, tab in tabs.items():
+            tab.select(opener(title), inputs, outputs, **wire)
+        app.load(opener(run.TITLE), inputs, outputs, **wire)
+        gr.Timer(1.0).tick(tick, inputs, outputs, **wire)
+    app.queue(default_concurrency_limit=4)
+    return app
+
+
+def contents_key(session: Session) -> str:
+    """Changes whenever a frame of the run does; phases within a step leave it as it is."""
+    return f"{session.reader.last_step()}/{len(session.frame('commands'))}/{session.state}"

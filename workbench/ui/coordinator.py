@@ -1,0 +1,146 @@
+"""Tab Coordinator: the same prompt and noise with the coordinator off, on and at any scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from workbench import plots
+from workbench.records import CoordinatorEffect, Sample
+from workbench.session import Session
+from workbench.ui.parts import (
+    Updates,
+    Values,
+    View,
+    card,
+    figure_json,
+    help_text,
+    live_plot,
+    pair,
+    prompt_block,
+    quiet,
+    told,
+)
+
+TITLE = "Coordinator"
+HELP = (
+    "One prompt, the same noise, the coordinator w switched <b>off</b> (scale 0), <b>on</b> (1) "
+    "or set to any scale. Up to the token where two texts part they are equal, so what differs "
+    "there is the coordinator's doing and not chance. Blue tokens became likelier through w, "
+    "vermilion ones less likely; hover for the numbers. Nothing here changes the run."
+)
+_LISTED = 40  # prompts of each split offered for picking
+
+
+def build(session: Session) -> View:
+    """Lay the tab out and wire it."""
+    help_text(HELP)
+    problems = {
+        f"{problem.id}: {problem.prompt.strip()}": problem
+        for split in ("validation", "hard", "train")
+        for problem in session.problems(split)[:_LISTED]
+    }
+    first = next(iter(problems.values()))
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=340):
+            picked = gr.Dropdown(
+                list(problems),
+                value=next(iter(problems)),
+                label="A prompt of the task",
+                filterable=True,
+                elem_id="pick-prompt",
+            )
+            prompt = gr.Textbox(
+                first.prompt, label="Prompt", lines=2, max_lines=10, elem_id="prompt"
+            )
+            answer = gr.Textbox(
+                first.answer,
+                label="Right answer",
+                info="Empty: the reward is only known for prompts of the task.",
+                elem_id="answer",
+            )
+            scale = gr.Slider(0, 2, 1, step=0.05, label="Scale of the coordinator", elem_id="scale")
+            with gr.Row():
+                count = gr.Slider(1, 8, 2, step=1, label="Rollouts", min_width=140)
+                seed = gr.Number(0, label="Noise seed", precision=0, minimum=0, min_width=110)
+            greedy = gr.Checkbox(False, label="Greedy: no noise at all", elem_id="greedy")
+            compare = gr.Button("Compare", variant="primary", elem_id="compare")
+        with gr.Column(scale=3, min_width=560):
+            texts = gr.HTML(
+                quiet("Press Compare: the texts appear here side by side."),
+                apply_default_css=False,
+                elem_id="effect",
+            )
+            bars = live_plot(250, "plot-difference")
+    with gr.Row():
+        norms = live_plot(320, "plot-coordinator-norms")
+        spectrum = live_plot(320, "plot-singular-values")
+
+    def draw(values: Values) -> Updates:
+        coordinator = session.frame("coordinator")
+        updates: Updates = {
+            norms: figure_json(plots.coordinator_norms(coordinator)),
+            spectrum: figure_json(plots.singular_values(coordinator)),
+        }
+        if not values[bars]:
+            updates[bars] = figure_json(plots.logprob_difference([], [], []))
+        return updates
+
+    def take(name: str) -> tuple[str, str]:
+        return problems[name].prompt, problems[name].answer
+
+    def show(
+        text: str, right: str, at: float, rollouts: float, no_noise: bool, noise: float
+    ) -> tuple[str, str]:
+        if not text:
+            raise ValueError("The prompt is empty: type one, or pick one from the task.")
+        scales = [1.0] if at in (0.0, 1.0) else [1.0, float(at)]
+        effects = session.coordinator_effect(
+            text,
+            scales=scales,
+            answer=right.strip() or None,
+            rollouts=int(rollouts),
+            greedy=no_noise,
+            seed=int(noise),
+        )
+        last = effects[-1]
+        figure = plots.logprob_difference(last.other.tokens, last.logprob_difference, last.kl)
+        return effects_html(text, effects), figure_json(figure)
+
+    wire: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    picked.input(told(take), picked, [prompt, answer], **wire)
+    wire["show_progress"] = "minimal"
+    asked = [prompt, answer, scale, count, greedy, seed]
+    compare.click(told(show), asked, [texts, bars], **wire)
+    return View({bars}, {norms, spectrum, bars}, draw)
+
+
+def effects_html(prompt: str, effects: list[CoordinatorEffect]) -> str:
+    """Each rollout with the coordinator off beside the same at other scales, as HTML."""
+    blocks = []
+    for sequence in sorted({effect.other.sequence for effect in effects}):
+        same_noise = [effect for effect in effects if effect.other.sequence == sequence]
+        base = same_noise[0].base
+        cards = [_card("off", "scale 0", base, plots.difference_strip(base.tokens, [], []))]
+        for effect in same_noise:
+            strip = plots.difference_strip(
+                effect.other.tokens, effect.logprob_difference, effect.kl, effect.first_parting
+            )
+            where = (
+                "same text as off"
+                if effect.first_parting is None
+                else f"parts from off at token {effect.first_parting}"
+            )
+            note = f"{where}, KL {sum(effect.kl):.3g} nats in all"
+            name = "on" if effect.other.coordinator == 1 else "scaled"
+            title = f"{name}, scale {effect.other.coordinator:g}"
+            cards.append(_card(title, note, effect.other, strip))
+        blocks.append(pair(cards))
+    return prompt_block(prompt) + "".join(blocks)
+
+
+def _card(title: str, note: str, sample: Sample, strip: str) -> str:
+    if not sample.finished:
+        note += ", cut off by the length limit"
+    return card(title, note, sample.reward, strip)

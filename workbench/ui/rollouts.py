@@ -1,0 +1,163 @@
+"""Tab Rollouts: every rollout of a step, and one of them token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from workbench import plots
+from workbench.session import Session
+from workbench.ui.parts import (
+    Column,
+    Updates,
+    Values,
+    View,
+    card,
+    help_text,
+    live_table,
+    prompt_block,
+    quiet,
+    table_json,
+    told,
+)
+
+TITLE = "Rollouts"
+HELP = (
+    "Every rollout of a step. Click a heading to sort and a row to read its tokens below, "
+    "coloured by the number you choose; hover over a token for all of its numbers. <b>train</b> "
+    "rollouts are what the step learned from, <b>paired</b> ones were drawn only to measure the "
+    "gain."
+)
+_COLUMNS = [
+    Column("prompt"),
+    Column("completion"),
+    Column("answer", help="the answer found in the completion; × where there is none"),
+    Column("right", help="the right answer"),
+    Column("reward", 0),
+    Column("advantage", 2),
+    Column("length", 0, "tokens, the end token included"),
+    Column("log π", 2, "log-probability of the whole completion at sampling, nats"),
+    Column("purpose"),
+    Column("policy"),
+    Column("group", help="prompts of the step, in the order they were drawn"),
+]
+
+
+def build(session: Session) -> View:
+    """Lay the tab out and wire it."""
+    help_text(HELP)
+    with gr.Row(equal_height=True):
+        step = gr.Slider(0, 1, 0, step=1, label="Step", elem_id="rollout-step", scale=3)
+        follow = gr.Checkbox(True, label="Follow the newest step", elem_id="follow", scale=1)
+        by = gr.Dropdown(
+            list(plots.COLOURINGS),
+            value="probability",
+            label="Colour tokens by",
+            elem_id="by",
+            scale=1,
+        )
+    table = live_table(400, "rollout-table")
+    selected = gr.State("")
+    detail = gr.HTML(
+        quiet("Click a rollout to see its tokens."),
+        apply_default_css=False,
+        elem_id="rollout-detail",
+    )
+
+    def shown(number: int, row_id: str, colouring: plots.Colouring) -> Updates:
+        rollouts = session.reader.rollouts(number)
+        if not row_id and len(rollouts):
+            row_id = _ids(rollouts)[0]
+        return {
+            table: rollout_table(rollouts, row_id),
+            selected: row_id,
+            detail: rollout_detail(session, row_id, colouring),
+        }
+
+    def draw(values: Values) -> Updates:
+        last = session.reader.last_step()
+        if last == 0:
+            return {table: rollout_table(None, ""), step: gr.Slider(minimum=0, maximum=1, value=0)}
+        number = last if values[follow] else min(max(int(values[step]), 1), last)
+        slider = gr.Slider(minimum=1, maximum=max(last, 2), value=number)
+        return {step: slider} | shown(number, values[selected], values[by])
+
+    view = View({step, follow, by, selected}, {step, table, selected, detail}, draw)
+    quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def choose_step(values: Values) -> Updates:
+        last = session.reader.last_step()
+        number = min(max(int(values[step]), 1), last)
+        if last == 0:
+            return {follow: True}
+        return {follow: number == last} | shown(number, "", values[by])
+
+    step.input(told(choose_step), view.inputs, view.outputs | {follow}, **quietly)
+    follow.input(told(draw), view.inputs, view.outputs, **quietly)
+
+    def pick(colouring: plots.Colouring, event: gr.EventData) -> tuple[str, str]:
+        return event.value, rollout_detail(session, event.value, colouring)
+
+    def recolour(row_id: str, colouring: plots.Colouring) -> str:
+        return rollout_detail(session, row_id, colouring)
+
+    table.pick(told(pick), by, [selected, detail], **quietly)
+    by.input(told(recolour), [selected, by], detail, **quietly)
+    return view
+
+
+def _ids(rollouts: pd.DataFrame) -> list[str]:
+    return [
+        f"{row.step}/{row.purpose}/{row.policy}/{row.sequence}" for row in rollouts.itertuples()
+    ]
+
+
+def rollout_table(rollouts: pd.DataFrame | None, selected: str) -> str:
+    """The rollouts of a step as a live table takes them. `rollouts`: `Run.rollouts(step)`."""
+    empty = "No rollouts yet: press Run, or take a step."
+    if rollouts is None or rollouts.empty:
+        return table_json(_COLUMNS, [], [], empty)
+    groups = {prompt_id: at for at, prompt_id in enumerate(rollouts["prompt_id"].unique(), start=1)}
+    rows = [
+        (
+            row.prompt.strip(),
+            row.completion,
+            row.extracted or "×",
+            row.answer,
+            row.reward,
+            row.advantage,
+            len(row.token_ids),
+            float(sum(row.sampling_logprob)),
+            row.purpose,
+            row.policy,
+            f"{groups[row.prompt_id]:02d} {row.prompt_id}",
+        )
+        for row in rollouts.itertuples()
+    ]
+    return table_json(_COLUMNS, rows, _ids(rollouts), empty, selected)
+
+
+def rollout_detail(session: Session, row_id: str, colouring: plots.Colouring) -> str:
+    """One rollout's prompt and tokens as HTML. `row_id`: step/purpose/policy/sequence."""
+    if not row_id:
+        return quiet("Click a rollout to see its tokens.")
+    step, purpose, policy, sequence = row_id.split("/")
+    rollouts = session.reader.rollouts(int(step))
+    found = rollouts[
+        (rollouts["purpose"] == purpose)
+        & (rollouts["policy"] == policy)
+        & (rollouts["sequence"] == int(sequence))
+    ]
+    if found.empty:
+        return quiet("That rollout was undone by a rewind; click another.")
+    row = found.iloc[0].to_dict()
+    note = (
+        f"step {step}, {purpose}, {policy} policy, {row['prompt_id']}; answer "
+        f"{row['extracted'] or 'not found'}, right {row['answer']}; advantage "
+        f"{row['advantage']:+.3f}; {len(row['token_ids'])} tokens"
+        + ("" if row["finished"] else ", cut off by the length limit")
+    )
+    body = prompt_block(row["prompt"]) + plots.token_strip(row, colouring)
+    return card(f"Rollout {sequence}", note, row["reward"], body)

@@ -1,0 +1,181 @@
+"""Tab Run: start, pause, step, rewind, fork, change settings, and watch the curves."""
+
+from __future__ import annotations
+
+import html
+import time
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from workbench import plots
+from workbench.config import Knob
+from workbench.session import Session
+from workbench.ui.parts import (
+    Updates,
+    Values,
+    View,
+    figure_json,
+    help_text,
+    live_plot,
+    quiet,
+    told,
+)
+
+TITLE = "Run"
+HELP = (
+    "Blue is the joint policy θ+w, orange the RL-only baseline θ̂+w. Blue above orange: the "
+    "demonstrations help. A number describes the policy its step <b>started</b> from. Dashed "
+    "lines mark what you changed. Drag in a plot to zoom (it stays zoomed), double-click to go "
+    "back."
+)
+
+
+def build(session: Session) -> View:
+    """Lay the tab out and wire its buttons."""
+    help_text(HELP)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=0, min_width=320):
+            _controls(session)
+            knobs = _knobs(session)
+            gr.Markdown("### Findings")
+            findings = gr.HTML(apply_default_css=False, elem_id="findings")
+        with gr.Column(scale=1, min_width=600):
+            figures = _figures()
+    seen_settings = gr.State("")
+
+    def draw(values: Values) -> Updates:
+        metrics, commands = session.frame("metrics"), session.frame("commands")
+        live = commands[commands["live"]]
+        updates: Updates = {
+            plot: figure_json(plots.curves(metrics, name, live)) for name, plot in figures.items()
+        }
+        updates[findings] = findings_html(session.frame("findings"))
+        settings = repr([session.config.get(knob.name) for knob in session.knobs])
+        if settings != values[seen_settings]:  # else: leave what is being typed
+            updates[seen_settings] = settings
+            for knob in session.knobs:
+                updates[knobs[knob.name]] = session.config.get(knob.name)
+        return updates
+
+    outputs = {*figures.values(), findings, seen_settings, *knobs.values()}
+    return View({seen_settings}, outputs, draw)
+
+
+def _controls(session: Session) -> None:
+    with gr.Row():
+        run = gr.Button("▶ Run", variant="primary", elem_id="run", min_width=90)
+        pause = gr.Button("⏸ Pause", elem_id="pause", min_width=90)
+        step = gr.Button("Step", elem_id="step", min_width=70)
+    with gr.Row(equal_height=True):
+        count = gr.Number(10, label="Steps", precision=0, minimum=1, min_width=90, elem_id="count")
+        step_n = gr.Button("Run so many steps", elem_id="step-n", min_width=150)
+    with gr.Accordion("Rewind or fork", open=False):
+        at = gr.Number(
+            0,
+            label="Step",
+            info="The run's state at the end of this step; 0 is the start.",
+            precision=0,
+            minimum=0,
+            elem_id="at-step",
+        )
+        rewind = gr.Button("Rewind to it", elem_id="rewind")
+        folder = gr.Textbox(
+            label="Folder of the fork",
+            info="A new run that starts at that step; this one stays as it is.",
+            placeholder="empty: beside this run",
+            elem_id="fork-folder",
+        )
+        fork = gr.Button("Fork from it", elem_id="fork")
+
+    def fork_at(step: float, path: str) -> None:
+        name = f"{session.run_dir.name}-from-{int(step)}-{time.strftime('%H%M%S')}"
+        target = path.strip() or str(session.run_dir.parent / name)
+        session.fork(target, step=int(step)).close()
+        gr.Info(f"Forked. Open it with: python app.py --run {html.escape(target)}", duration=30)
+
+    wire: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    run.click(told(lambda: session.start()), **wire)
+    pause.click(told(lambda: session.pause()), **wire)
+    step.click(told(lambda: session.start(1)), **wire)
+    step_n.click(told(lambda n: session.start(int(n))), count, **wire)
+    wire["show_progress"] = "minimal"
+    rewind.click(told(lambda n: session.rewind(int(n))), at, **wire)
+    fork.click(told(fork_at), [at, folder], **wire)
+
+
+def _knobs(session: Session) -> dict[str, Any]:
+    with gr.Accordion("Live settings", open=True):
+        gr.HTML(quiet("They hold from the next step on."), apply_default_css=False)
+        fields = {knob.name: _field(knob, session) for knob in session.knobs}
+        apply = gr.Button("Apply settings", elem_id="apply")
+
+    def change(*entered: float | None) -> None:
+        now = session.config
+        changes = {
+            name: value
+            for name, value in zip(fields, entered, strict=True)
+            if value is not None and value != now.get(name)
+        }
+        if not changes:
+            gr.Info("Nothing was changed.")
+            return
+        session.set(**changes)
+        said = ", ".join(f"{name} = {value:g}" for name, value in changes.items())
+        gr.Info(f"From the next step on: {html.escape(said)}")
+
+    apply.click(
+        told(change), list(fields.values()), show_progress="hidden", api_visibility="private"
+    )
+    return fields
+
+
+def _field(knob: Knob, session: Session) -> Any:
+    value = session.config.get(knob.name)
+    doc, _, _ = knob.doc.partition(" [")
+    if not knob.log and knob.high <= 1:
+        return gr.Slider(
+            knob.low,
+            knob.high,
+            value,
+            step=0.01,
+            label=knob.name,
+            info=doc,
+            elem_id=f"knob-{knob.name}",
+        )
+    return gr.Number(
+        value,
+        label=knob.name,
+        info=f"{doc} ({knob.low:g} to {knob.high:g})",
+        minimum=knob.low,
+        maximum=knob.high,
+        elem_id=f"knob-{knob.name}",
+    )
+
+
+def _figures() -> dict[str, Any]:
+    figures = {}
+    names = list(plots.PANELS)
+    for at in range(0, len(names), 3):
+        with gr.Row():
+            for name in names[at : at + 3]:
+                figures[name] = live_plot(236, f"plot-{name}")
+    return figures
+
+
+def findings_html(findings: pd.DataFrame) -> str:
+    """What the run wants a person to know, newest first. `findings`: frame "findings"."""
+    if findings.empty:
+        return quiet("Nothing looks wrong so far.")
+    rows = []
+    for row in findings.iloc[::-1].head(12).itertuples():
+        setting = (
+            f" Setting to look at: <code>{html.escape(row.setting)}</code>." if row.setting else ""
+        )
+        past = "" if row.live else ", before a rewind"
+        rows.append(
+            f'<li class="{html.escape(row.severity)}">{html.escape(row.message)}{setting}'
+            f"<small>{html.escape(row.severity)}, step {row.step}{past}</small></li>"
+        )
+    return f'<ul class="wb-findings">{"".join(rows)}</ul>'
