@@ -83,6 +83,12 @@ def _snapshot(step: int, value: float = 0.0) -> Snapshot:
     )
 
 
+@pytest.fixture(autouse=True)
+def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed: a kill, unlike a power cut, loses nothing that was not flushed. See test_durable."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
 @pytest.fixture(scope="session")
 def record() -> Callable[..., StepRecord]:
     """record(step, value=0.0, rollouts=2): `value` is its metric `reward`."""
