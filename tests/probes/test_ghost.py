@@ -17,7 +17,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from workbench.policy import Policy
 from workbench.probes.ghost import PerSample
+from workbench.sampling import completion_logits, pack, token_logprobs
 
 VOCAB = 23
 PAD = 0
@@ -276,6 +278,34 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
         results.append(ghost)
     torch.testing.assert_close(results[1].inner, results[0].inner)
     torch.testing.assert_close(results[1].squared_norm, results[0].squared_norm)
+
+
+def test_works_through_the_trainers_own_passes(policy: Policy) -> None:
+    """Padded completions, `logits_to_keep`, a tied output layer and the Policy's own names."""
+    policy.model.double()
+    prompts = [policy.encode_prompt(text) for text in ("1+2=?\n", "12+7-30=?\n", "5-4=?\n")]
+    completions = [policy.encode_completion(text) for text in ("#3", "12+7=19\n#-11", "#1")]
+    tokens = pack(prompts, completions, policy.pad_id)
+    parameters = {**policy.base, **policy.coordinator}
+    direction = random_direction(parameters)
+    groups = {name: "base" if name in policy.base else "coordinator" for name in parameters}
+
+    def shares() -> Tensor:
+        logprobs = token_logprobs(completion_logits(policy.model, tokens), tokens)
+        return logprobs.sum(1) / tokens.n_tokens
+
+    with PerSample(policy.model, direction, 3, groups, parameters) as ghost:
+        torch.autograd.grad(shares().sum(), list(parameters.values()))
+    assert ghost.skipped == {}
+    for j in range(3):
+        found = torch.autograd.grad(shares()[j], list(parameters.values()))
+        g = dict(zip(parameters, found, strict=True))
+        for group in ("base", "coordinator"):
+            names = [name for name in g if groups[name] == group]
+            inner = sum((g[name] * direction[name]).sum().item() for name in names)
+            norm = sum(g[name].square().sum().item() for name in names) ** 0.5
+            assert ghost.inner[group][j].item() == pytest.approx(inner, rel=1e-6)
+            assert ghost.norm[group][j].item() == pytest.approx(norm, rel=1e-6)
 
 
 def test_the_gradient_and_the_model_stay_as_they_were() -> None:

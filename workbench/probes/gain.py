@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import atan, cos, isnan, nan, pi, sin, sqrt
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ from workbench.tasks.problem import Problem, Task
 
 MIN_ESS_SHARE = 0.3
 """Blank below this effective sample size, as a share of the rollouts."""
+
+
+PairedPolicy = Literal["joint", "baseline"]
 
 
 class SharedGain(NamedTuple):
@@ -236,7 +239,7 @@ def draw_paired(
     prompts = [policy.encode_prompt(problem.prompt) for problem in repeated]
     rows: list[RolloutRow] = []
     rewards = []
-    for name in ("joint", "baseline"):
+    for name in get_args(PairedPolicy):
         done = sample(
             policy.of(name),
             policy.tokenizer,
@@ -258,7 +261,13 @@ def draw_paired(
 
 
 def _rollout(
-    policy: Policy, task: Task, step: int, name: str, i: int, problem: Problem, done: Completions
+    policy: Policy,
+    task: Task,
+    step: int,
+    name: PairedPolicy,
+    i: int,
+    problem: Problem,
+    done: Completions,
 ) -> RolloutRow:
     reward = task.reward(done.texts[i], problem)
     return RolloutRow(
