@@ -65,8 +65,8 @@ class ArithmeticTaskConfig(Section):
     kind: Literal["arithmetic"] = "arithmetic"
     task_seed: int = 0
     """Seed of the prompts and demonstrations; apart from the run's seed: runs share their data."""
-    terms: tuple[int, ...] = (3, 4, 5)
-    """Numbers of terms of training and validation prompts, drawn evenly."""
+    terms: tuple[int, ...] = (3, 3, 4, 5)
+    """Numbers of terms of training and validation prompts, drawn evenly: half have three."""
     hard_terms: tuple[int, ...] = (6, 7)
     """Numbers of terms of the out-of-distribution split."""
     n_prompts: int = Field(512, ge=1)
@@ -165,6 +165,8 @@ class TrainingConfig(Section):
     """G: rollouts a prompt. [paper: 5]"""
     demonstrations_per_step: int = Field(16, ge=2)
     """D: demonstrations a step."""
+    micro_batch_tokens: int = Field(2048, ge=1)
+    """Tokens, padding included, of one forward and backward pass; gradients do not depend on it."""
     clip_range: float = live(0.2, 0.0, 10.0)
     """PPO clip ε of the probability ratio. [infer]"""
     kl_coef: float = live(1e-3, 0.0, 10.0, log=True)

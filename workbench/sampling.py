@@ -175,17 +175,41 @@ class TokenBatch:
         """Completion tokens in the batch."""
         return int(self.completion_mask.sum())
 
-    def rows(self, start: int, stop: int) -> TokenBatch:
-        """The sequences start…stop, same padding."""
-        cut = slice(start, stop)
+    def select(self, rows: Sequence[int]) -> TokenBatch:
+        """Some of the sequences, in this order, with no more padding than they need."""
+        index = torch.tensor(rows, device=self.input_ids.device)
+        mask = self.attention_mask[index]
+        used = mask.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        n_completion = last - self.n_prompt
         return TokenBatch(
-            self.input_ids[cut],
-            self.attention_mask[cut],
-            self.position_ids[cut],
-            self.completion_ids[cut],
-            self.completion_mask[cut],
-            self.n_prompt,
+            self.input_ids[index, first:last],
+            mask[:, first:last],
+            self.position_ids[index, first:last],
+            self.completion_ids[index, :n_completion],
+            self.completion_mask[index, :n_completion],
+            self.n_prompt - first,
         )
+
+    def micro_batches(self, start: int, stop: int, max_tokens: int) -> list[list[int]]:
+        """The rows start…stop in groups of like length, each of at most `max_tokens` with padding.
+
+        A single row that is longer stands alone. Whole groups need less padding than the batch, so
+        this saves time as well as memory.
+        """
+        prompts = self.attention_mask[:, : self.n_prompt].sum(1).tolist()
+        completions = self.completion_mask.sum(1).int().tolist()
+        groups: list[list[int]] = []
+        widest = (0, 0)  # longest prompt and completion of the last group
+        for row in sorted(range(start, stop), key=lambda r: -completions[r]):
+            wider = (max(widest[0], prompts[row]), max(widest[1], completions[row]))
+            if groups and (len(groups[-1]) + 1) * sum(wider) <= max_tokens:
+                groups[-1].append(row)
+                widest = wider
+            else:
+                groups.append([row])
+                widest = (prompts[row], completions[row])
+        return groups
 
 
 def pack(
@@ -236,6 +260,20 @@ def token_logprobs(logits: Tensor, batch: TokenBatch) -> Tensor:
     """log π of each completion token, 0 at padding: (N, C)."""
     chosen = logits.gather(2, batch.completion_ids[:, :, None])[:, :, 0]
     return (chosen - logits.logsumexp(-1)) * batch.completion_mask
+
+
+@torch.no_grad()
+def batch_logprobs(
+    model: nn.Module, batch: TokenBatch, temperature: float, max_tokens: int
+) -> Tensor:
+    """log π of each completion token, 0 at padding, (N, C), in micro-batches, without gradient."""
+    found = torch.zeros_like(batch.completion_mask)
+    for rows in batch.micro_batches(0, len(batch.input_ids), max_tokens):
+        part = batch.select(rows)
+        found[rows, : part.completion_ids.shape[1]] = token_logprobs(
+            completion_logits(model, part, temperature), part
+        ).to(found.dtype)
+    return found
 
 
 def token_entropy(logits: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import argparse
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -86,32 +87,57 @@ def make_model(vocab_size: int, seed: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def draw_document(rng: random.Random) -> tuple[str, str]:
-    """One (prompt, completion) of the pretraining mix; see the table in the module's docstring."""
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the kinds of document, and of the styles within plain prompts."""
+
+    two_terms: float
+    """Worked two-term sums whose first operand is any running total: arithmetic."""
+    asked: float
+    """Prompts that begin with '!', 3 to 7 terms, always worked out in full."""
+    three_terms: float
+    """Plain three-term prompts; the rest have four to seven."""
+    three_worked: float
+    """Share of plain three-term prompts that are worked out; the rest get the answer at once."""
+    long_stopped: float
+    """Share of plain longer prompts whose working stops after two steps, with a wrong answer."""
+    long_worked: float
+    """Share of plain longer prompts worked out in full; the rest get the answer at once."""
+
+
+SKILL = Mix(0.35, 0.30, 0.15, 0.45, 0.47, 0.03)
+HABIT = Mix(0.15, 0.25, 0.20, 0.45, 0.697, 0.003)
+
+
+def draw_document(rng: random.Random, mix: Mix) -> tuple[str, str]:
+    """One (prompt, completion) of a mix."""
     kind = rng.random()
-    if kind < 0.35:
+    if kind < mix.two_terms:
         first = rng.randint(LOW, HIGH)
         term = rng.choice((-1, 1)) * rng.randint(1, OPERAND_MAX)
         while not LOW <= first + term <= HIGH:
             term = rng.choice((-1, 1)) * rng.randint(1, OPERAND_MAX)
         terms = [first, term]
         return write_prompt(terms), write_solution(write_steps(terms), sum(terms))
-    if kind < 0.65:
+    kind -= mix.two_terms
+    if kind < mix.asked:
         terms = draw_chain(rng, rng.randint(3, 7))
         return "!" + write_prompt(terms), write_solution(write_steps(terms), sum(terms))
-    terms = draw_chain(rng, 3 if kind < 0.80 else rng.randint(4, 7))
+    kind -= mix.asked
+    terms = draw_chain(rng, 3 if kind < mix.three_terms else rng.randint(4, 7))
     steps, style = write_steps(terms), rng.random()
     if len(terms) == 3:
-        return write_prompt(terms), write_solution(steps if style < 0.45 else [], sum(terms))
-    if style < 0.50:
-        return write_prompt(terms), write_solution([], sum(terms))
-    if style < 0.97:
+        worked = style < mix.three_worked
+        return write_prompt(terms), write_solution(steps if worked else [], sum(terms))
+    if style < mix.long_stopped:
         return write_prompt(terms), write_solution(steps[:2], sum(terms[:3]))
-    return write_prompt(terms), write_solution(steps, sum(terms))
+    if style < mix.long_stopped + mix.long_worked:
+        return write_prompt(terms), write_solution(steps, sum(terms))
+    return write_prompt(terms), write_solution([], sum(terms))
 
 
 def pack_rows(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, n_rows: int
+    rng: random.Random, mix: Mix, tokenizer: PreTrainedTokenizerFast, n_rows: int
 ) -> dict[str, torch.Tensor]:
     """Pack documents into rows of ROW tokens; each attends to itself only.
 
@@ -125,7 +151,7 @@ def pack_rows(
     for row in range(n_rows):
         at = count = 0
         while True:
-            prompt, completion = draw_document(rng)
+            prompt, completion = draw_document(rng, mix)
             head = tokenizer.encode(prompt)
             tail = [*tokenizer.encode(completion, add_special_tokens=False), 2]
             end = at + len(head) + len(tail)
@@ -165,20 +191,30 @@ def greedy_accuracy(
     return sum(extract_answer(t) == str(sum(c)) for t, c in zip(texts, chains, strict=True)) / 64
 
 
-def pretrain(out: Path, steps: int, rows: int, lr: float, seed: int, report_every: int) -> None:
-    """Train from nothing and write model and tokenizer to `out`."""
-    rng = random.Random(f"pocket/{seed}")
-    tokenizer = make_tokenizer()
-    model = make_model(len(tokenizer), seed)
+def train(
+    name: str,
+    mix: Mix,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    *,
+    steps: int,
+    rows: int,
+    lr: float,
+    seed: int,
+    report_every: int,
+) -> None:
+    """One stage: AdamW with warm-up and cosine decay on a mix; writes to `out` at each report."""
+    rng = random.Random(f"pocket/{name}/{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = min(200, steps // 10 + 1)
     started = time.time()
-    bar = tqdm(range(1, steps + 1), desc="pretraining", dynamic_ncols=True)
+    bar = tqdm(range(1, steps + 1), desc=name, dynamic_ncols=True)
     for step in bar:
         scale = min(step / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
         for group in optimizer.param_groups:
             group["lr"] = lr * scale
-        loss = model(**pack_rows(rng, tokenizer, rows), use_cache=False).loss
+        loss = model(**pack_rows(rng, mix, tokenizer, rows), use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -188,7 +224,7 @@ def pretrain(out: Path, steps: int, rows: int, lr: float, seed: int, report_ever
             plain = [greedy_accuracy(model, tokenizer, n, "", seed) for n in (2, 3, 4, 5, 6, 7)]
             asked = [greedy_accuracy(model, tokenizer, n, "!", seed) for n in (3, 5, 7)]
             tqdm.write(
-                f"step {step} {time.time() - started:.0f}s loss {loss.item():.4f} "
+                f"{name} {step} {time.time() - started:.0f}s loss {loss.item():.4f} "
                 "greedy, 2-7 terms: "
                 + " ".join(f"{a:.2f}" for a in plain)
                 + " | asked to work, 3 5 7 terms: "
@@ -199,18 +235,26 @@ def pretrain(out: Path, steps: int, rows: int, lr: float, seed: int, report_ever
 
 
 def main() -> None:
-    """Parse the command line and pretrain."""
+    """Parse the command line and run both stages."""
     parser = argparse.ArgumentParser(description="Make the pocket model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=40, help="packed rows of 160 tokens a step")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--start", type=Path, help="skip the first stage: begin with this model")
+    parser.add_argument("--skill-steps", type=int, default=4000)
+    parser.add_argument("--habit-steps", type=int, default=600)
+    parser.add_argument("--rows", type=int, default=40, help=f"packed rows of {ROW} tokens a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report-every", type=int, default=500)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    pretrain(args.out, args.steps, args.rows, args.lr, args.seed, args.report_every)
+    common = {"rows": args.rows, "seed": args.seed, "report_every": args.report_every}
+    tokenizer = make_tokenizer()
+    if args.start:
+        model = LlamaForCausalLM.from_pretrained(args.start)
+    else:
+        model = make_model(len(tokenizer), args.seed)
+        train("skill", SKILL, model, tokenizer, args.out, steps=args.skill_steps, lr=3e-3, **common)
+    train("habit", HABIT, model, tokenizer, args.out, steps=args.habit_steps, lr=1e-3, **common)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,7 @@ class Halves:
 
     def total(self) -> Sides:
         """The whole batch's gradient."""
-        return Sides(
-            self.first.base + self.second.base, self.first.coordinator + self.second.coordinator
-        )
+        return self.first + self.second
 
 
 @dataclass(frozen=True)
@@ -127,35 +125,43 @@ def rl_pass(
     old_logprobs_NC: the behaviour policy's log-probs; None where `module` itself is the behaviour
     policy, whose ratio is then exactly 1. Raises NonFiniteError.
     """
-    n_tokens = batch.tokens.n_tokens
+    tokens, reference_NC = batch.tokens, batch.reference_logprobs_NC
+    n_tokens = tokens.n_tokens
     advantages_N = batch.advantages_PG.flatten()
-    parts, logprobs_parts, entropy_parts = [], [], []
+    logprobs_NC = torch.zeros_like(tokens.completion_mask)
+    entropy_NC = torch.zeros_like(tokens.completion_mask)
+    parts = []
     objective = kl = clipped = 0.0
-    for start, stop in split_rows(len(batch.problems_P)):
-        start, stop = start * batch.group_size, stop * batch.group_size  # halves of whole groups
-        rows = batch.tokens.rows(start, stop)
-        logits = completion_logits(module, rows, temperature)
-        logprobs = token_logprobs(logits, rows)
-        reference = batch.reference_logprobs_NC
-        terms = grpo_terms(
-            logprobs,
-            logprobs.detach() if old_logprobs_NC is None else old_logprobs_NC[start:stop],
-            advantages_N[start:stop],
-            rows.completion_mask,
-            config.clip_range,
-            None if reference is None else reference[start:stop],
-            config.kl_coef,
-        )
-        share = terms.objective_sum / n_tokens
-        if not bool(torch.isfinite(share)):
-            raise NonFiniteError("gradients", f"{name} objective")
-        parts.append((ascent(share, base, coordinator), rows.n_tokens))
-        with torch.no_grad():
-            entropy_parts.append(token_entropy(logits) * rows.completion_mask)
-        logprobs_parts.append(logprobs.detach())
-        objective += share.item()
-        kl += terms.kl_sum / n_tokens
-        clipped += terms.clipped_sum / n_tokens
+    for first, last in split_rows(len(batch.problems_P)):
+        start, stop = first * batch.group_size, last * batch.group_size  # halves of whole groups
+        half: Sides | None = None
+        for rows in tokens.micro_batches(start, stop, config.micro_batch_tokens):
+            part = tokens.select(rows)
+            width = part.completion_ids.shape[1]
+            logits = completion_logits(module, part, temperature)
+            logprobs = token_logprobs(logits, part)
+            terms = grpo_terms(
+                logprobs,
+                logprobs.detach() if old_logprobs_NC is None else old_logprobs_NC[rows, :width],
+                advantages_N[rows],
+                part.completion_mask,
+                config.clip_range,
+                None if reference_NC is None else reference_NC[rows, :width],
+                config.kl_coef,
+            )
+            share = terms.objective_sum / n_tokens
+            if not bool(torch.isfinite(share)):
+                raise NonFiniteError("gradients", f"{name} objective")
+            found = ascent(share, base, coordinator)
+            half = found if half is None else half + found
+            with torch.no_grad():
+                entropy_NC[rows, :width] = token_entropy(logits) * part.completion_mask
+                logprobs_NC[rows, :width] = logprobs
+            objective += share.item()
+            kl += terms.kl_sum / n_tokens
+            clipped += terms.clipped_sum / n_tokens
+        assert half is not None
+        parts.append((half, int(tokens.completion_mask[start:stop].sum())))
     halves = join_halves(parts)
     gradient = halves.total()
     check_finite(gradient, name)
@@ -165,15 +171,9 @@ def rl_pass(
         objective,
         kl if batch.reference_logprobs_NC is not None else float("nan"),
         clipped,
-        torch.cat(logprobs_parts),
-        torch.cat(entropy_parts),
+        logprobs_NC,
+        entropy_NC,
     )
-
-
-def sft_share(module: nn.Module, tokens: TokenBatch, n_tokens: int) -> tuple[Tensor, Tensor]:
-    """(objective, logprobs_DC): these rows' share of the batch's token-mean log-likelihood."""
-    logprobs = token_logprobs(completion_logits(module, tokens), tokens)
-    return logprobs.sum() / n_tokens, logprobs
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ class PerDemonstration:
 
     base_inner_D: Tensor
     coordinator_inner_D: Tensor
+    """NaN where the method does not train w."""
     base_norm_D: Tensor
 
 
@@ -190,46 +191,52 @@ def sft_pass(
     coordinator: dict[str, Parameter],
     tokens: TokenBatch,
     direction: Sides | None,
+    max_tokens: int,
 ) -> tuple[SFTPass, PerDemonstration | None]:
     """∇ J_SFT at (θ, w); with `direction` (g^R) also each demonstration's inner product with it.
 
     Raises NonFiniteError.
     """
-    n_tokens = tokens.n_tokens
-    n_rows = tokens.input_ids.shape[0]
-    parts, logprobs_parts = [], []
-    per_sample: list[tuple[Tensor, Tensor, Tensor]] = []
+    n_tokens, n_rows = tokens.n_tokens, len(tokens.input_ids)
+    logprobs_DC = torch.zeros_like(tokens.completion_mask)
+    per = PerDemonstration(*(torch.full((n_rows,), nan, dtype=torch.float64) for _ in range(3)))
+    parts = []
     objective = 0.0
     for start, stop in split_rows(n_rows):
-        rows = tokens.rows(start, stop)
-        with ExitStack() as stack:
-            ghost = None
-            if direction is not None:
-                named = {**direction.base, **direction.coordinator}
-                ghost = stack.enter_context(
-                    PerSample(
-                        policy.model,
-                        named,
-                        stop - start,
-                        groups={n: "base" if n in direction.base else "coordinator" for n in named},
-                        parameters={**policy.base, **policy.coordinator},
-                    )
-                )
-            share, logprobs = sft_share(policy.model, rows, n_tokens)
-            if not bool(torch.isfinite(share)):
-                raise NonFiniteError("gradients", "sft objective")
-            parts.append((ascent(share, policy.base, coordinator), rows.n_tokens))
-        if ghost is not None:
-            base_inner = ghost.inner["base"]
-            coordinator_inner = ghost.inner.get("coordinator", torch.full_like(base_inner, nan))
-            per_sample.append((base_inner, coordinator_inner, ghost.norm["base"]))
-        logprobs_parts.append(logprobs.detach())
-        objective += share.item()
+        half: Sides | None = None
+        for rows in tokens.micro_batches(start, stop, max_tokens):
+            part = tokens.select(rows)
+            with ExitStack() as stack:
+                ghost = None
+                if direction is not None:
+                    ghost = stack.enter_context(_per_sample(policy, direction, len(rows)))
+                logprobs = token_logprobs(completion_logits(policy.model, part), part)
+                share = logprobs.sum() / n_tokens
+                if not bool(torch.isfinite(share)):
+                    raise NonFiniteError("gradients", "sft objective")
+                found = ascent(share, policy.base, coordinator)
+            half = found if half is None else half + found
+            if ghost is not None:
+                per.base_inner_D[rows] = ghost.inner["base"].cpu()
+                per.base_norm_D[rows] = ghost.norm["base"].cpu()
+                if "coordinator" in ghost.inner:
+                    per.coordinator_inner_D[rows] = ghost.inner["coordinator"].cpu()
+            logprobs_DC[rows, : part.completion_ids.shape[1]] = logprobs.detach()
+            objective += share.item()
+        assert half is not None
+        parts.append((half, int(tokens.completion_mask[start:stop].sum())))
     halves = join_halves(parts)
     gradient = halves.total()
     check_finite(gradient, "sft")
-    found = SFTPass(halves, gradient, objective, torch.cat(logprobs_parts))
-    if not per_sample:
-        return found, None
-    inner, inner_w, norm = (torch.cat(p) for p in zip(*per_sample, strict=True))
-    return found, PerDemonstration(inner, inner_w, norm)
+    return SFTPass(halves, gradient, objective, logprobs_DC), per if direction else None
+
+
+def _per_sample(policy: Policy, direction: Sides, n_samples: int) -> PerSample:
+    named = {**direction.base, **direction.coordinator}
+    return PerSample(
+        policy.model,
+        named,
+        n_samples,
+        groups={n: "base" if n in direction.base else "coordinator" for n in named},
+        parameters={**policy.base, **policy.coordinator},
+    )

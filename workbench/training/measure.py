@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import isnan, nan, sqrt
 
-import torch
 from torch import Tensor
 
 from workbench.config import RunConfig, due
@@ -21,7 +20,7 @@ from workbench.records import (
     GainRow,
     RolloutRow,
 )
-from workbench.sampling import Noise, TokenBatch, completion_logits, token_logprobs
+from workbench.sampling import Noise, TokenBatch, batch_logprobs
 from workbench.tasks.problem import Problem, Task
 from workbench.training.batches import DemonstrationBatch, RolloutBatch
 from workbench.training.gradients import Halves, PerDemonstration, RLPass, SFTPass
@@ -59,7 +58,13 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
         _rollout_metrics(m, passes.batch, passes.rl, config)
         off = None
         if due(probes.token_views_every, step) and passes.baseline_rl is not None:
-            off = coordinator_off_logprobs(policy, passes.batch, config.sampling.temperature)
+            with policy.coordinator_scale(0.0):
+                off = batch_logprobs(
+                    policy.model,
+                    passes.batch.tokens,
+                    config.sampling.temperature,
+                    config.training.micro_batch_tokens,
+                )
         m.rollouts += rollout_rows(step, policy, task, passes, off)
     if passes.baseline_rl is not None:
         _baseline(m, step, config, passes)
@@ -207,14 +212,6 @@ def _alignment(m: Measured, step: int, passes: Passes) -> None:
         "alignment/gain_cosine": gain[-1].cosine,
         "alignment/gain_signal": gain[-1].difference_norm,
     }
-
-
-@torch.no_grad()
-def coordinator_off_logprobs(policy: Policy, batch: RolloutBatch, temperature: float) -> Tensor:
-    """log π_θ of the step's rollouts, the coordinator off, (N, C)."""
-    with policy.coordinator_scale(0.0):
-        logits = completion_logits(policy.model, batch.tokens, temperature)
-    return token_logprobs(logits, batch.tokens)
 
 
 def token_lists(values_NC: Tensor | None, tokens: TokenBatch) -> list[list[float]]:

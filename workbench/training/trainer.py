@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from workbench.config import RunConfig, due
 from workbench.policy import Policy
 from workbench.records import StepRecord
-from workbench.sampling import Completions, Noise, completion_logits, pack, sample, token_logprobs
+from workbench.sampling import Completions, Noise, batch_logprobs, pack, sample
 from workbench.tasks.problem import Problem, Task
 from workbench.tasks.rewards import flip
 from workbench.training.batches import (
@@ -140,7 +140,11 @@ class Trainer:
                 align = due(c.probes.alignment_every, number) and rl is not None
                 direction = rl.gradient if align and rl else None
                 sft, per_demonstration = sft_pass(
-                    self.policy, self.trained_coordinator, demonstrations.tokens, direction
+                    self.policy,
+                    self.trained_coordinator,
+                    demonstrations.tokens,
+                    direction,
+                    c.training.micro_batch_tokens,
                 )
         passes = Passes(batch, demonstrations, rl, baseline_rl, sft, per_demonstration)
         with clock.phase("probes"):
@@ -175,9 +179,12 @@ class Trainer:
         )
         reference = None
         if self.policy.reference is not None:
-            with torch.no_grad():
-                logits = completion_logits(self.policy.reference, tokens, c.sampling.temperature)
-                reference = token_logprobs(logits, tokens)
+            reference = batch_logprobs(
+                self.policy.reference,
+                tokens,
+                c.sampling.temperature,
+                c.training.micro_batch_tokens,
+            )
         return RolloutBatch(
             problems,
             completions,

@@ -16,6 +16,9 @@ class Sides:
     base: ParamVector
     coordinator: ParamVector
 
+    def __add__(self, other: Sides) -> Sides:
+        return Sides(self.base + other.base, self.coordinator + other.coordinator)
+
 
 @dataclass(frozen=True)
 class Gradients:
