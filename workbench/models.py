@@ -61,8 +61,8 @@ def resolve_device(name: str) -> torch.device:
 def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in float32 on `config.device`, and its tokenizer, with a pad token.
 
-    A tokenizer without a pad token gets its end-of-text token as one: mask padding by position,
-    never by token. Raises ConfigError where there is no such model, it is no causal LM, or it would
+    A tokenizer without a pad token that the model knows gets its end-of-text token as one: mask
+    padding by position, never by token. Raises ConfigError where there is no such model, it is no causal LM, or it would
     need to run code of its own.
     """
     device = resolve_device(config.device)
@@ -92,12 +92,13 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     if tokenizer.eos_token is None:
         raise ConfigError(f"model.path: the tokenizer of {config.path!r} has no end-of-text token")
     n_embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > n_embeddings:
+    if tokenizer.vocab_size > n_embeddings:
         raise ConfigError(
-            f"model.path: {config.path!r} has {len(tokenizer)} tokens in its tokenizer "
+            f"model.path: {config.path!r} has {tokenizer.vocab_size} tokens in its tokenizer "
             f"but {n_embeddings} in its model"
         )
-    if tokenizer.pad_token is None:
+    # a pad token added to a tokenizer alone has no embedding either
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= n_embeddings:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return model.to(device).eval(), tokenizer
