@@ -9,7 +9,8 @@ How it is kept fair:
 - Every method gets the same number of learning-rate trials, from the preset's value outwards. One
   rate is tuned where a method trains θ only; BRIDGE has two (θ and w) and no more trials for it.
 - Trials use their own run seed AND their own task seed (other prompts, demonstrations and
-  validation problems). The best greedy validation accuracy wins, the smaller rate on a tie.
+  validation problems). The best mean greedy validation accuracy after a third, two thirds and
+  all of the steps wins (the end alone would tie where methods saturate), the smaller rate on a tie.
 - The winners then run on the reported seeds and the reported task, whose held-out problems chose
   nothing. Everything else is the preset's: λ, μ, group size, clip, KL.
 - All methods take the same number of steps. A step of `sft` has no rollouts and BRIDGE makes one
@@ -78,6 +79,11 @@ class Job:
     """Held-out problems of each split."""
 
     @property
+    def checkpoints(self) -> list[int]:
+        """The steps after which accuracy is measured: a third, two thirds and all of them."""
+        return sorted({round(self.steps * part / 3) for part in (1, 2, 3)})
+
+    @property
     def name(self) -> str:
         """Name of its result file: everything the result depends on."""
         rates = f"{self.base_lr:g}-{self.coordinator_lr:g}"
@@ -92,10 +98,10 @@ class Result:
     """What one run reached: greedy accuracies in [0, 1] and the seconds its steps took."""
 
     job: Job
-    accuracy: float
-    """Held-out problems with as many terms as the training problems."""
-    hard_accuracy: float
-    """Held-out problems with more terms."""
+    accuracy: list[float]
+    """After each of the job's checkpoints: problems with as many terms as the training problems."""
+    hard_accuracy: list[float]
+    """The same on problems with more terms."""
     seconds: float
     reward: list[float]
     """Mean training reward of each step; empty without rollouts."""
@@ -122,13 +128,17 @@ def execute(job: Job, out: str, keep_runs: bool) -> Result:
         **PROBES_OFF,
     )
     with Session(config, run_dir=run_dir) as session:
-        for _ in range(job.steps):
-            session.step()
+        accuracy, hard_accuracy = [], []
+        for checkpoint in job.checkpoints:
+            while session.step_number < checkpoint:
+                session.step()
+            accuracy.append(session.evaluate("validation"))
+            hard_accuracy.append(session.evaluate("hard"))
         metrics = session.frame("metrics")
         result = Result(
             job,
-            accuracy=session.evaluate("validation"),
-            hard_accuracy=session.evaluate("hard"),
+            accuracy=accuracy,
+            hard_accuracy=hard_accuracy,
             seconds=float(metrics["seconds/total"].sum()) if job.steps else 0.0,
             reward=[float(r) for r in metrics["reward"]] if "reward" in metrics else [],
         )
@@ -162,8 +172,8 @@ def run_all(jobs: Iterable[Job], args: argparse.Namespace, label: str) -> list[R
             result = future.result()
             results.append(result)
             tqdm.write(
-                f"{result.job.name}: {result.accuracy:.3f}, hard {result.hard_accuracy:.3f}, "
-                f"{result.seconds:.0f} s"
+                f"{result.job.name}: {', '.join(f'{a:.3f}' for a in result.accuracy)}, "
+                f"hard {result.hard_accuracy[-1]:.3f}, {result.seconds:.0f} s"
             )
             bar.update()
     return results
@@ -195,9 +205,12 @@ def reports(args: argparse.Namespace, chosen: dict[str, Job]) -> Iterator[Job]:
 
 
 def choose(results: list[Result], method: str) -> Job:
-    """The trial with the best validation accuracy; on a tie the one with the smaller rates."""
+    """The trial with the best mean accuracy; on a tie the one with the smaller rates."""
     mine = [r for r in results if r.job.method == method]
-    best = max(mine, key=lambda r: (r.accuracy, -r.job.base_lr, -r.job.coordinator_lr))
+    best = max(
+        mine,
+        key=lambda r: (statistics.mean(r.accuracy), -r.job.base_lr, -r.job.coordinator_lr),
+    )
     return best.job
 
 
@@ -218,28 +231,37 @@ def rates(job: Job) -> str:
 
 def table(results: list[Result], args: argparse.Namespace) -> str:
     """The reported table, in Markdown."""
-    lines = [
-        f"| after {args.steps} steps | learning rate (θ, w) | held out, % "
-        "| held out, longer chains, % | seconds |",
-        "|---|---|---|---|---|",
+    steps = next(r.job.checkpoints for r in results if r.job.method != "base")
+    heads = [
+        "method",
+        "learning rate (θ, w)",
+        *(f"{n} steps" for n in steps),
+        f"longer chains, {steps[-1]} steps",
+        "seconds",
     ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in ("base", *args.methods):
         mine = [r for r in results if r.job.method == method]
-        accuracy = spread([r.accuracy for r in mine], 100, 1)
-        hard = spread([r.hard_accuracy for r in mine], 100, 1)
-        seconds = spread([r.seconds for r in mine], 1, 0) if method != "base" else "–"
-        lines.append(f"| `{method}` | {rates(mine[0].job)} | {accuracy} | {hard} | {seconds} |")
+        columns = list(zip(*(r.accuracy for r in mine), strict=True))
+        cells = [f"`{method}`", rates(mine[0].job)]
+        if method == "base":
+            columns *= len(steps)
+        cells += [spread(list(column), 100, 1) for column in columns]
+        cells.append(spread([r.hard_accuracy[-1] for r in mine], 100, 1))
+        cells.append(spread([r.seconds for r in mine], 1, 0) if method != "base" else "–")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def sweep_table(results: list[Result], args: argparse.Namespace, chosen: dict[str, Job]) -> str:
     """All trials, in Markdown, the chosen ones in bold."""
-    lines = ["| trial | learning rate (θ, w) | validation, % |", "|---|---|---|"]
+    lines = ["| trial | learning rate (θ, w) | mean validation, % |", "|---|---|---|"]
     for method in args.methods:
         mine = sorted((r for r in results if r.job.method == method), key=lambda r: r.job.base_lr)
         for r in mine:
             bold = "**" if r.job == chosen[method] else ""
-            lines.append(f"| `{method}` | {rates(r.job)} | {bold}{100 * r.accuracy:.1f}{bold} |")
+            mean = f"{bold}{100 * statistics.mean(r.accuracy):.1f}{bold}"
+            lines.append(f"| `{method}` | {rates(r.job)} | {mean} |")
     return "\n".join(lines)
 
 
@@ -287,7 +309,7 @@ def main() -> None:
     reported = run_all(reports(args, chosen), args, "reported runs")
     print(f"\n{table(reported, args)}\n")
     print(
-        f"Greedy accuracy on {args.problems} held-out problems of each split, mean ± sd over "
+        f"Greedy accuracy, %, on {args.problems} held-out problems a split, mean ± sd over "
         f"{args.seeds} seeds; {args.trials} learning-rate trials a method on another seed and "
         f"task; seconds of all steps, probes off, {args.threads} threads a run, "
         f"{args.jobs} run(s) at a time, "

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def _result(method: str, base_lr: float, accuracy: float) -> Result:
     job = Job("trial", method, 1, 1, base_lr, 0.0, steps=1, problems=1)
-    return Result(job, accuracy, hard_accuracy=0.0, seconds=0.0, reward=[])
+    return Result(job, [accuracy], hard_accuracy=[0.0], seconds=0.0, reward=[])
 
 
 def _run(script: str, *arguments: str) -> str:
