@@ -400,7 +400,12 @@ PRESETS: dict[str, dict[str, Any]] = {
             "kind": "gym",
             "gym_name": "chain_sum",
             "gym_settings": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
-            "prompt_suffix": " Think step by step, then give the final answer after '#'.",
+            "prompt_suffix": (
+                "\nWork from left to right: write each calculation on its own line, "
+                "then the final answer."
+            ),
+            "gym_train": 256,  # of about 4,000 different ones; 200 of them have two terms
+            "gym_demonstrations": 128,
         },
         "training": {
             "base_lr": 5e-6,
