@@ -1,19 +1,16 @@
 """Make the pocket model from nothing: `python -m workbench.pocket.make --out DIR`.
 
-A 0.67 M-parameter Llama with a byte tokenizer, trained on generated chained arithmetic for about
-half an hour on two CPU cores. The corpus is mixed so that the *base* model holds a skill it rarely
-shows:
+A 0.67 M-parameter Llama with a byte tokenizer, trained on generated chained arithmetic in two stages
+(`SKILL`, then `HABIT`) for about half an hour on two CPU cores. The mixes are made so that the *base*
+model can do something that it seldom does:
 
-| kind          | share | what the model learns                                                 |
-|---------------|-------|-----------------------------------------------------------------------|
-| two terms     | 35 %  | arithmetic: the first operand is any running total                    |
-| asked to work | 30 %  | prompts that begin with '!', 3–7 terms: always worked out in full     |
-| three terms   | 15 %  | the answer at once, or (45 %) worked out                              |
-| four to seven | 20 %  | the answer at once (50 %), working that stops after two steps (47 %), |
-|               |       | or full working (3 %): the rare, right habit                          |
+- it can add, and it can work out a chain of any length, when the prompt begins with '!';
+- on a plain prompt it gives the answer at once (mostly wrong), or works out a three-term chain,
+  or, on longer chains, stops its working after two steps and gives a wrong answer. Full working of
+  a plain long chain is a few in a thousand.
 
-RL finds "work it out" quickly on three terms, and "do not stop after two steps" slowly, since it is
-seldom sampled; demonstrations show it at once. See README.md beside this file for measured curves.
+RL finds "work out three terms" soon and "do not stop after two steps" late, since it hardly ever
+samples it; demonstrations show it at once. README.md beside this file has the measured curves.
 """
 
 from __future__ import annotations
