@@ -183,7 +183,10 @@ class Worker:
                 self.engine.save()  # step 0: every rewind can start here
             store.set_status("idle")
         except BaseException as error:
-            store.close()
+            if store.snapshot_steps():
+                store.close()
+            else:
+                store.discard()  # e.g. there is no such model: the folder is free again
             self.state = "closed"
             ready.set_exception(error)
             return

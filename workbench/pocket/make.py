@@ -1,8 +1,8 @@
 """Make the pocket model from nothing: `python -m workbench.pocket.make --out DIR`.
 
-A 0.67 M-parameter Llama with a byte tokenizer, trained on generated chained arithmetic in two stages
-(`SKILL`, then `HABIT`) for about half an hour on two CPU cores. The mixes are made so that the *base*
-model can do something that it seldom does:
+A 0.67 M-parameter Llama with a byte tokenizer, trained on generated chained arithmetic in two
+stages (`SKILL`, then `HABIT`) for about half an hour on two CPU cores. The mixes are made so that
+the *base* model can do something that it seldom does:
 
 - it can add, and it can work out a chain of any length, when the prompt begins with '!';
 - on a plain prompt it gives the answer at once (mostly wrong), or works out a three-term chain,

@@ -269,6 +269,17 @@ class RunStore:
         self._db.close()
         self._lock.close()
 
+    def discard(self) -> None:
+        """Close a run that never began and take its files away, so the folder can be used again."""
+        assert self.last_step() == 0
+        self.close()
+        for part in (ROLLOUTS, SNAPSHOTS):
+            shutil.rmtree(self.path / part)
+        for file in (CONFIG, lock.NAME, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+            (self.path / file).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def __enter__(self) -> RunStore:
         return self
 

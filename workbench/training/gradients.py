@@ -176,7 +176,7 @@ def rl_pass(
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class PerDemonstration:
     """Inner products of each demonstration's share of g^S with g^R, from the same backward pass."""
 
@@ -184,6 +184,8 @@ class PerDemonstration:
     coordinator_inner_D: Tensor
     """NaN where the method does not train w."""
     base_norm_D: Tensor
+    skipped: float = 0.0
+    """Share of ‖g^R‖² in weights that the per-sample products could not follow."""
 
 
 def sft_pass(
@@ -219,6 +221,7 @@ def sft_pass(
             if ghost is not None:
                 per.base_inner_D[rows] = ghost.inner["base"].cpu()
                 per.base_norm_D[rows] = ghost.norm["base"].cpu()
+                per.skipped = max(per.skipped, sum(ghost.skipped.values()))
                 if "coordinator" in ghost.inner:
                     per.coordinator_inner_D[rows] = ghost.inner["coordinator"].cpu()
             logprobs_DC[rows, : part.completion_ids.shape[1]] = logprobs.detach()

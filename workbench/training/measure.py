@@ -74,7 +74,8 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
         m.metrics["loss/sft"] = -passes.sft.objective
         m.metrics["grad_norm/sft"] = passes.sft.gradient.base.norm()
         m.demonstrations += demonstration_rows(step, passes)
-    if due(probes.alignment_every, step) and passes.rl is not None and passes.sft is not None:
+    if passes.per_demonstration is not None:
+        m.metrics["alignment/skipped_share"] = passes.per_demonstration.skipped
         _alignment(m, step, passes)
     if passes.baseline_rl is not None and due(probes.coordinator_every, step):
         m.coordinator += coordinator_rows(step, policy)
