@@ -28,6 +28,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -173,7 +174,8 @@ def run_all(jobs: Iterable[Job], args: argparse.Namespace, label: str) -> list[R
             results.append(result)
             tqdm.write(
                 f"{result.job.name}: {', '.join(f'{a:.3f}' for a in result.accuracy)}, "
-                f"hard {result.hard_accuracy[-1]:.3f}, {result.seconds:.0f} s"
+                f"hard {result.hard_accuracy[-1]:.3f}, {result.seconds:.0f} s",
+                file=sys.stderr,
             )
             bar.update()
     return results
