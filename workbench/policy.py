@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import Parameter
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from workbench.config import ModelConfig
 from workbench.models import (
@@ -76,6 +76,8 @@ class Policy:
         self.device = resolve_device(config.device)
         model.to(self.device).eval()  # no dropout anywhere: a step is a function of its inputs
         self.end_ids = end_tokens(model, self.tokenizer)
+        self._generation_config = model.generation_config
+        model.generation_config = GenerationConfig()  # no penalties: rollouts follow the logits
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.model_config = model.config
         self.reference: PreTrainedModel | None = None
@@ -166,8 +168,9 @@ class Policy:
 
     def merged(self) -> PreTrainedModel:
         """A plain model whose weights are θ + (alpha/r)·B·A; the policy itself is unchanged."""
-        twin = copy.deepcopy(self.model)
-        return twin.merge_and_unload()  # type: ignore[return-value,operator]
+        plain: PreTrainedModel = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
+        plain.generation_config = self._generation_config
+        return plain
 
     def adapter_files(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """The coordinator as a PEFT adapter folder: (adapter_model tensors, adapter_config)."""
