@@ -31,7 +31,7 @@ from workbench.config import ConfigError, ModelConfig
 
 POCKET_FOLDER = Path(__file__).parent / "pocket"
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def smollm2_folder() -> Path:
