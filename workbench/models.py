@@ -62,8 +62,8 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     """The model in float32 on `config.device`, and its tokenizer, with a pad token.
 
     A tokenizer without a pad token that the model knows gets its end-of-text token as one: mask
-    padding by position, never by token. Raises ConfigError where there is no such model, it is no causal LM, or it would
-    need to run code of its own.
+    padding by position, never by token. Raises ConfigError where there is no such model, it is no
+    causal LM, or it would need to run code of its own.
     """
     device = resolve_device(config.device)
     source, gguf_file = _locate(config)
