@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from workbench.config import KNOBS, Knob, RunConfig
-from workbench.policy import PolicyName
-from workbench.probes.coordinator import draw_samples, effect
-from workbench.probes.evaluation import greedy_accuracy
-from workbench.probes.gain import draw_paired
-from workbench.records import CoordinatorEffect, GainRow, Sample, StepRecord
-from workbench.sampling import Noise
+from workbench.looking import Looking
+from workbench.records import StepRecord
 from workbench.store import Run, RunStore, open_run
-from workbench.tasks.problem import Problem, Split
-from workbench.training.measure import probe_set
 from workbench.worker import Progress, SessionError, State, Worker
 
 
@@ -37,7 +31,7 @@ class _Resume:
         return owner.open if session is None else session.go_on
 
 
-class Session:
+class Session(Looking):
     """A run in progress."""
 
     resume = _Resume()
@@ -183,6 +177,27 @@ class Session:
         """
         self._worker.post("set", "change", lambda: self._worker.engine.set(changes), **changes)
 
+    def set_aside(self, ids: str | Iterable[str]) -> None:
+        """Draw these demonstrations no more, from the next step on; the others keep their places.
+
+        Like `set` it is part of the run's history: resume, rewind and fork keep to it. Raises
+        ConfigError where an id is unknown or no demonstration would be left.
+        """
+        self._change_aside("set_aside", ids)
+
+    def take_back(self, ids: str | Iterable[str]) -> None:
+        """Draw demonstrations that were set aside again, from the next step on.
+
+        Raises ConfigError where an id is unknown.
+        """
+        self._change_aside("take_back", ids)
+
+    def _change_aside(self, name: str, ids: str | Iterable[str]) -> None:
+        listed = [ids] if isinstance(ids, str) else list(ids)
+        self._worker.post(
+            name, "change", lambda: self._worker.engine.change_aside(name, listed), ids=listed
+        )
+
     def rewind(self, step: int) -> None:
         """Go back to the end of `step` (0: the start). Later rows stay in the folder, marked.
 
@@ -252,143 +267,6 @@ class Session:
     def record(self, step: int) -> StepRecord:
         """All that a finished step measured."""
         return self.reader.record(step)
-
-    def problems(self, split: Split = "train") -> list[Problem]:
-        """The problems of a split."""
-        return list(self._worker.engine.task.problems(split))
-
-    def sample(
-        self,
-        prompts: Sequence[str],
-        coordinator: float = 1.0,
-        policy: PolicyName = "joint",
-        rollouts: int = 1,
-        greedy: bool = False,
-        seed: int = 0,
-        max_new_tokens: int | None = None,
-    ) -> list[Sample]:
-        """Complete each prompt `rollouts` times. Changes nothing in the run.
-
-        coordinator: scale of w, 0 off, 1 as trained. Equal seeds give equal noise, whatever the
-        scale or policy. Rewards are NaN unless the prompt is one of the task's.
-        """
-        engine = self._worker.engine
-
-        def look() -> list[Sample]:
-            self._check_policy(policy)
-            return draw_samples(
-                engine.policy,
-                list(prompts),
-                coordinator=coordinator,
-                policy_name=policy,
-                rollouts=rollouts,
-                greedy=greedy,
-                seed=seed,
-                max_new_tokens=max_new_tokens or engine.config.sampling.max_new_tokens,
-                temperature=engine.config.sampling.temperature,
-                reward=self._reward,
-            )
-
-        return self._worker.post("sample", "look", look)
-
-    def coordinator_effect(
-        self,
-        prompt: str,
-        scales: Sequence[float] = (1.0,),
-        answer: str | None = None,
-        rollouts: int = 1,
-        greedy: bool = False,
-        seed: int = 0,
-        against: float = 0.0,
-    ) -> list[CoordinatorEffect]:
-        """The same prompt and noise with the coordinator at `against` and at each of `scales`.
-
-        One entry for each scale and rollout. Changes nothing in the run.
-        """
-        engine = self._worker.engine
-
-        def reward(prompt: str, completion: str) -> float:
-            if answer is None:
-                return self._reward(prompt, completion)
-            return engine.task.reward(completion, Problem("typed", prompt, answer))
-
-        def look() -> list[CoordinatorEffect]:
-            return effect(
-                engine.policy,
-                prompt,
-                scales=list(scales),
-                against=against,
-                rollouts=rollouts,
-                greedy=greedy,
-                seed=seed,
-                max_new_tokens=engine.config.sampling.max_new_tokens,
-                temperature=engine.config.sampling.temperature,
-                reward=reward,
-            )
-
-        return self._worker.post("coordinator_effect", "look", look)
-
-    def paired_gain(
-        self, prompt_ids: Sequence[str] | None = None, rollouts: int | None = None
-    ) -> list[GainRow]:
-        """Cooperative gain now, from paired rollouts; by default on the probe set.
-
-        Raises SessionError where the method keeps no RL-only baseline.
-        """
-        engine = self._worker.engine
-
-        def look() -> list[GainRow]:
-            self._check_policy("baseline")
-            config = engine.config
-            problems = probe_set(engine.task, config)
-            if prompt_ids is not None:
-                known = {p.id: p for p in self._all_problems()}
-                problems = [known[name] for name in prompt_ids]
-            rows, _ = draw_paired(
-                engine.policy,
-                problems,
-                engine.task,
-                Noise(config.seed, engine.step_number, "paired on demand"),
-                rollouts or config.probes.paired_rollouts,
-                config.sampling.max_new_tokens,
-                config.sampling.temperature,
-            )
-            return rows
-
-        return self._worker.post("paired_gain", "look", look)
-
-    def evaluate(
-        self, split: Split = "validation", policy: PolicyName = "joint", n: int | None = None
-    ) -> float:
-        """Greedy accuracy on the first `n` problems of a split (default: all)."""
-        engine = self._worker.engine
-
-        def look() -> float:
-            self._check_policy(policy)
-            problems = self.problems(split)[:n]
-            if not problems:
-                raise SessionError(f"evaluate: the task has no problems in split {split!r}")
-            return greedy_accuracy(engine.policy, policy, engine.task, problems, engine.config)
-
-        return self._worker.post("evaluate", "look", look)
-
-    def _check_policy(self, name: PolicyName) -> None:
-        try:
-            self._worker.engine.policy.of(name)
-        except (KeyError, ValueError):
-            raise SessionError(
-                f"policy: method {self.config.method!r} keeps no {name!r} policy"
-            ) from None
-
-    def _reward(self, prompt: str, completion: str) -> float:
-        for problem in self._all_problems():
-            if problem.prompt == prompt:
-                return self._worker.engine.task.reward(completion, problem)
-        return float("nan")
-
-    def _all_problems(self) -> Iterator[Problem]:
-        for split in get_args(Split):
-            yield from self._worker.engine.task.problems(split)
 
     # --- shown ------------------------------------------------------------------------------
 

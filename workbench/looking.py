@@ -1,0 +1,164 @@
+"""What a Session can be asked about its policy without changing it.
+
+Each call posts a "look" to the worker: it is done at the next control point, also inside a step,
+and is not recorded. All noise is keyed by what is asked, never drawn from a generator, so the step
+after a look is bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+from workbench.policy import PolicyName
+from workbench.probes.coordinator import draw_samples, effect
+from workbench.probes.evaluation import greedy_accuracy
+from workbench.probes.gain import draw_paired
+from workbench.records import CoordinatorEffect, GainRow, Sample
+from workbench.sampling import Noise
+from workbench.tasks.problem import Problem, Split
+from workbench.training.measure import probe_set
+from workbench.worker import SessionError, Worker
+
+
+class Looking:
+    """The looks of a Session; they share its worker."""
+
+    _worker: Worker
+
+    def problems(self, split: Split = "train") -> list[Problem]:
+        """The problems of a split."""
+        return list(self._worker.engine.task.problems(split))
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        coordinator: float = 1.0,
+        policy: PolicyName = "joint",
+        rollouts: int = 1,
+        greedy: bool = False,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+    ) -> list[Sample]:
+        """Complete each prompt `rollouts` times. Changes nothing in the run.
+
+        coordinator: scale of w, 0 off, 1 as trained. Equal seeds give equal noise, whatever the
+        scale or policy. Rewards are NaN unless the prompt is one of the task's.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[Sample]:
+            self._check_policy(policy)
+            return draw_samples(
+                engine.policy,
+                list(prompts),
+                coordinator=coordinator,
+                policy_name=policy,
+                rollouts=rollouts,
+                greedy=greedy,
+                seed=seed,
+                max_new_tokens=max_new_tokens or engine.config.sampling.max_new_tokens,
+                temperature=engine.config.sampling.temperature,
+                reward=self._reward,
+            )
+
+        return self._worker.post("sample", "look", look)
+
+    def coordinator_effect(
+        self,
+        prompt: str,
+        scales: Sequence[float] = (1.0,),
+        answer: str | None = None,
+        rollouts: int = 1,
+        greedy: bool = False,
+        seed: int = 0,
+        against: float = 0.0,
+    ) -> list[CoordinatorEffect]:
+        """The same prompt and noise with the coordinator at `against` and at each of `scales`.
+
+        One entry for each scale and rollout. Changes nothing in the run.
+        """
+        engine = self._worker.engine
+
+        def reward(prompt: str, completion: str) -> float:
+            if answer is None:
+                return self._reward(prompt, completion)
+            return engine.task.reward(completion, Problem("typed", prompt, answer))
+
+        def look() -> list[CoordinatorEffect]:
+            return effect(
+                engine.policy,
+                prompt,
+                scales=list(scales),
+                against=against,
+                rollouts=rollouts,
+                greedy=greedy,
+                seed=seed,
+                max_new_tokens=engine.config.sampling.max_new_tokens,
+                temperature=engine.config.sampling.temperature,
+                reward=reward,
+            )
+
+        return self._worker.post("coordinator_effect", "look", look)
+
+    def paired_gain(
+        self, prompt_ids: Sequence[str] | None = None, rollouts: int | None = None
+    ) -> list[GainRow]:
+        """Cooperative gain now, from paired rollouts; by default on the probe set.
+
+        Raises SessionError where the method keeps no RL-only baseline.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[GainRow]:
+            self._check_policy("baseline")
+            config = engine.config
+            problems = probe_set(engine.task, config)
+            if prompt_ids is not None:
+                known = {p.id: p for p in self._all_problems()}
+                problems = [known[name] for name in prompt_ids]
+            rows, _ = draw_paired(
+                engine.policy,
+                problems,
+                engine.task,
+                Noise(config.seed, engine.step_number, "paired on demand"),
+                rollouts or config.probes.paired_rollouts,
+                config.sampling.max_new_tokens,
+                config.sampling.temperature,
+            )
+            return rows
+
+        return self._worker.post("paired_gain", "look", look)
+
+    def evaluate(
+        self, split: Split = "validation", policy: PolicyName = "joint", n: int | None = None
+    ) -> float:
+        """Greedy accuracy on the first `n` problems of a split (default: all)."""
+        engine = self._worker.engine
+
+        def look() -> float:
+            self._check_policy(policy)
+            problems = self.problems(split)[:n]
+            if not problems:
+                raise SessionError(f"evaluate: the task has no problems in split {split!r}")
+            return greedy_accuracy(engine.policy, policy, engine.task, problems, engine.config)
+
+        return self._worker.post("evaluate", "look", look)
+
+    def _check_policy(self, name: PolicyName) -> None:
+        try:
+            self._worker.engine.policy.of(name)
+        except (KeyError, ValueError):
+            raise SessionError(
+                f"policy: method {self._worker.engine.config.method!r} keeps no {name!r} policy"
+            ) from None
+
+    def _reward(self, prompt: str, completion: str) -> float:
+        for problem in self._all_problems():
+            if problem.prompt == prompt:
+                return self._worker.engine.task.reward(completion, problem)
+        return float("nan")
+
+    def _all_problems(self) -> Iterator[Problem]:
+        for split in get_args(Split):
+            yield from self._worker.engine.task.problems(split)
