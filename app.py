@@ -1,7 +1,7 @@
 """The workbench in the browser: `python app.py [--run DIR] [--preset NAME] [--port N]`.
 
-A run folder that exists is gone on with; otherwise a new run starts there. The page is only reachable
-from this machine, unless --host and --auth say otherwise. Ctrl-C saves the run and stops.
+A run folder that exists is gone on with; otherwise a new run starts there. The page is reachable
+from this machine only, unless --host and --auth say otherwise. Ctrl-C saves the run and stops.
 
 Exit codes: 0 done, 2 something you can put right (said in one line on stderr).
 """

@@ -59,6 +59,14 @@ def test_every_figure_draws_and_keeps_its_zoom(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_FIGURE)
+def test_no_axis_range_depends_on_the_data(name: str) -> None:
+    """Plotly drops a person's zoom where an update sets another range."""
+    fewer = EVERY_FIGURE[name](frames(make_records(15))).layout
+    for axis in ("xaxis", "yaxis"):
+        assert EVERY_FIGURE[name](MADE).layout[axis].range == fewer[axis].range
+
+
+@pytest.mark.parametrize("name", EVERY_FIGURE)
 def test_empty_frames_give_a_hint(name: str) -> None:
     nothing = {key: frame.iloc[:0] for key, frame in MADE.items()}
     nothing["metrics"] = MADE["metrics"][["step"]].iloc[:0]

@@ -37,7 +37,6 @@ from workbench.plots.tokens import (
     Colouring,
     difference_strip,
     token_strip,
-    token_values,
 )
 
 __all__ = [
@@ -68,6 +67,5 @@ __all__ = [
     "singular_values",
     "singular_values_over_time",
     "token_strip",
-    "token_values",
     "verdicts",
 ]

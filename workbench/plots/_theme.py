@@ -48,8 +48,8 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "colorway": COLORWAY,
         "title": {"x": 0.0, "xanchor": "left", "xref": "container", "pad": {"l": 8}, "y": 0.97},
-        "title_font": {"size": 14},
-        "margin": {"l": 48, "r": 14, "t": 62, "b": 38},
+        "title_font": {"size": 13},
+        "margin": {"l": 48, "r": 14, "t": 58, "b": 36},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "legend": {
@@ -58,7 +58,7 @@ TEMPLATE = go.layout.Template(
             "xanchor": "left",
             "y": 1.02,
             "yanchor": "bottom",
-            "font": {"size": 11},
+            "font": {"size": 10.5},
             "bgcolor": "rgba(0,0,0,0)",
         },
         "hoverlabel": {
@@ -134,6 +134,10 @@ def empty(title: str, message: str) -> go.Figure:
 
 
 def whole_steps(drawn: go.Figure, first: int, last: int) -> None:
-    """Tick only whole steps while there are few of them."""
+    """Tick only whole steps while there are few of them.
+
+    No axis range is set: Plotly drops a person's zoom where a figure sets another range than before.
+    """
     if last - first <= 10:
-        drawn.update_xaxes(dtick=1, range=[first - 0.5, max(last, first + 4) + 0.5])
+        room = [first - 0.5, max(last, first + 4) + 0.5]
+        drawn.update_xaxes(dtick=1, autorangeoptions={"include": room})

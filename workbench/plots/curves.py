@@ -67,7 +67,7 @@ PANELS: dict[str, Panel] = {
         (
             Line("eval/accuracy", "joint", JOINT),
             Line("eval/baseline_accuracy", "RL-only", BASELINE),
-            Line("eval/hard_accuracy", "joint, harder split", JOINT, "dot"),
+            Line("eval/hard_accuracy", "harder split", JOINT, "dot"),
         ),
         share=True,
         missing="No evaluation yet: it runs every few steps (evaluate_every).",
@@ -84,8 +84,8 @@ PANELS: dict[str, Panel] = {
     "loss": Panel(
         "Losses",
         (
-            Line("loss/sft", "demonstrations", SFT),
-            Line("loss/rl", "RL, joint", JOINT),
+            Line("loss/sft", "SFT", SFT),
+            Line("loss/rl", "RL joint", JOINT),
             Line("loss/baseline_rl", "RL-only", BASELINE),
         ),
         "nats a token",
@@ -175,6 +175,8 @@ def curves(
             )
         )
     drawn.update_layout(hovermode="x unified", showlegend=len(present) > 1)
+    if sum(line.in_legend for line in present) > 3:
+        drawn.update_layout(margin={"t": 76})  # the legend takes two rows
     if panel.log:
         drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
     if panel.share:

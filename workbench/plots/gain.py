@@ -137,7 +137,7 @@ def gain_heatmap(
         )
     )
     drawn.update_xaxes(type="category", tickangle=0, showgrid=False)
-    drawn.update_yaxes(showgrid=False, range=[-0.5, n_rows - 0.5])
+    drawn.update_yaxes(showgrid=False)
     if rows == "prompt":
         drawn.update_yaxes(
             tickmode="array", tickvals=list(range(n_rows)), ticktext=labels, tickfont={"size": 10}

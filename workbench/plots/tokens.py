@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 
-from workbench.plots._theme import AGAINST, COORDINATOR, JOINT, MUTED
+from workbench.plots._theme import AGAINST, COORDINATOR, JOINT
 
 Colouring = Literal[
     "probability",
     "entropy",
     "advantage",
     "ratio",
-    "RL-only ratio",
-    "KL to the start",
-    "coordinator difference",
+    "baseline_ratio",
+    "kl",
+    "coordinator_difference",
 ]
+"""A column of a token frame."""
 
-COLOURINGS: tuple[Colouring, ...] = get_args(Colouring)
-"""What a rollout's tokens can be coloured by."""
+COLOURINGS: dict[str, Colouring] = {
+    "probability": "probability",
+    "entropy": "entropy",
+    "advantage": "advantage",
+    "ratio": "ratio",
+    "ratio of the RL-only baseline": "baseline_ratio",
+    "KL to the starting policy": "kl",
+    "coordinator difference": "coordinator_difference",
+}
+"""What tokens can be coloured by: its name for people, and the column."""
+
+_NAMES = {column: name for name, column in COLOURINGS.items()}
 
 
 @dataclass(frozen=True)
@@ -40,53 +52,14 @@ class _Scale:
 _SCALES: dict[Colouring, _Scale] = {
     "probability": _Scale("probability of the token; the rarer, the stronger", AGAINST, AGAINST, 1),
     "entropy": _Scale("entropy of the policy before the token, nats", COORDINATOR, COORDINATOR, 2),
-    "advantage": _Scale(
-        "advantage of the whole rollout, the same at each token", AGAINST, JOINT, 2
-    ),
-    "ratio": _Scale("π now / π when sampled; 1 is no change", AGAINST, JOINT, 0.2, 1),
-    "RL-only ratio": _Scale("π RL-only / π when sampled", AGAINST, JOINT, 0.5, 1),
-    "KL to the start": _Scale("KL estimate to the starting policy (k3), nats", MUTED, AGAINST, 0.5),
-    "coordinator difference": _Scale(
+    "advantage": _Scale("advantage of the rollout, the same at each token", AGAINST, JOINT, 2),
+    "ratio": _Scale("π recomputed / π when sampled; 1 is agreement", AGAINST, JOINT, 0.2, 1),
+    "baseline_ratio": _Scale("π RL-only / π joint; 1 is no difference", AGAINST, JOINT, 0.5, 1),
+    "kl": _Scale("KL estimate (k3) to the starting policy, nats", AGAINST, AGAINST, 0.5),
+    "coordinator_difference": _Scale(
         "log π with the coordinator − log π without, nats", AGAINST, JOINT, 1
     ),
 }
-
-
-def token_values(rollout: Mapping[str, Any], by: Colouring) -> np.ndarray:
-    """One number a token of a row of frame "rollouts"; empty where it was not measured.
-
-    probability exp(log π); ratio exp(log π − log π at sampling); KL to the start is the k3 estimate
-    r − 1 − log r with r = π_start/π (Schulman 2020).
-    """
-    logprob, sampled, entropy, baseline, reference, off = (
-        np.asarray(rollout[name], dtype=float)
-        for name in (
-            "logprob",
-            "sampling_logprob",
-            "entropy",
-            "baseline_logprob",
-            "reference_logprob",
-            "coordinator_off_logprob",
-        )
-    )
-    if by == "probability":
-        return np.exp(logprob if len(logprob) else sampled)
-    if by == "entropy":
-        return entropy
-    if by == "advantage":
-        return np.full(len(sampled), rollout["advantage"], dtype=float)
-    first, second = {
-        "ratio": (logprob, sampled),
-        "RL-only ratio": (baseline, sampled),
-        "KL to the start": (reference, logprob),
-        "coordinator difference": (logprob, off),
-    }[by]
-    if not (len(first) and len(second)):
-        return np.empty(0)
-    difference = first - second
-    if by == "KL to the start":
-        return np.expm1(difference) - difference
-    return difference if by == "coordinator difference" else np.exp(difference)
 
 
 def visible(piece: str) -> str:
@@ -110,26 +83,22 @@ def _colour(value: float, by: Colouring) -> str:
     return _shade(scale.high if value >= scale.neutral else scale.low, strength)
 
 
-def token_strip(rollout: Mapping[str, Any], by: Colouring = "probability") -> str:
-    """A rollout's completion as HTML, coloured by one number a token, with all numbers on hover.
+def token_strip(tokens: pd.DataFrame, by: Colouring = "probability") -> str:
+    """A completion as HTML, coloured by one number a token, with all its numbers on hover.
 
-    `rollout`: a row of frame "rollouts". In a notebook: IPython.display.HTML(token_strip(row)).
-    Every piece of text is escaped.
+    `tokens`: one row a token, `workbench.probes.tokens.token_frame(rollout)`. Every piece of text
+    is escaped. In a notebook: IPython.display.HTML(token_strip(token_frame(rollout))).
     """
-    columns = {name: token_values(rollout, name) for name in COLOURINGS}
-    values = columns[by]
-    if not len(values):
-        head = f"<p>{html.escape(by)} was not measured at this step; hover shows what was.</p>"
-        values = np.full(len(rollout["tokens"]), np.nan)
-    else:
-        head = f"<p>{html.escape(_SCALES[by].meaning)} {_legend(by)}</p>"
-    known = {name: column for name, column in columns.items() if len(column)}
+    head = f"{html.escape(_SCALES[by].meaning)} {_legend(by)}"
+    if tokens[by].isna().all():
+        head = f"{html.escape(_NAMES[by])} was not measured at this step; hover shows what was"
+    measured = [column for column in _NAMES if tokens[column].notna().any()]
     spans = []
-    for at, piece in enumerate(rollout["tokens"]):
-        numbers = "\n".join(f"{name} {column[at]:.4g}" for name, column in known.items())
-        hover = f"token {at}: {piece!r}, id {rollout['token_ids'][at]}\n{numbers}"
-        spans.append(_span(piece, hover, _colour(values[at], by)))
-    return f'<div class="token-strip">{head}<div class="tokens">{"".join(spans)}</div></div>'
+    for row in tokens.to_dict("records"):
+        numbers = "".join(f"\n{_NAMES[column]} {row[column]:.4g}" for column in measured)
+        hover = f"token {row['position']}: {row['token']!r}, id {row['token_id']}{numbers}"
+        spans.append(_span(row["token"], hover, _colour(row[by], by)))
+    return f'<div class="token-strip"><p>{head}</p><div class="tokens">{"".join(spans)}</div></div>'
 
 
 def difference_strip(
@@ -148,7 +117,7 @@ def difference_strip(
         hover, colour = f"token {at}: {piece!r}", "transparent"
         if difference:
             hover += f"\nlog-prob difference {difference[at]:+.4f} nats\nKL {kl[at]:.4f} nats"
-            colour = _colour(difference[at], "coordinator difference")
+            colour = _colour(difference[at], "coordinator_difference")
         if at == parting:
             hover += "\nhere the texts part"
         spans.append(_span(piece, hover, colour, parted=at == parting))
@@ -169,7 +138,7 @@ def _legend(by: Colouring) -> str:
     scale = _SCALES[by]
     if by == "probability":
         stops = [0.0, 0.5, 1.0]
-    elif scale.low == scale.high or by == "KL to the start":
+    elif scale.low == scale.high:
         stops = [0.0, scale.full / 2, scale.full]
     else:
         stops = [scale.neutral - scale.full, scale.neutral, scale.neutral + scale.full]

@@ -19,6 +19,7 @@ from workbench.ui.parts import (
     help_text,
     live_plot,
     live_table,
+    page,
     prompt_block,
     quiet,
     table_json,
@@ -81,11 +82,7 @@ def build(session: Session) -> View:
         with gr.Column(scale=2, min_width=560):
             table = live_table(380, "demonstration-table")
         with gr.Column(scale=1, min_width=300):
-            detail = gr.HTML(
-                quiet("Click a demonstration to read it."),
-                apply_default_css=False,
-                elem_id="demonstration-detail",
-            )
+            detail = page(quiet("Click a demonstration to read it."), "demonstration-detail")
 
     def draw(values: Values) -> Updates:
         alignment, demonstrations = session.frame("alignment"), session.frame("demonstrations")

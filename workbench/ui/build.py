@@ -14,7 +14,7 @@ import gradio as gr
 from workbench.session import Session
 from workbench.ui import alignment, coordinator, gain, rollouts, run
 from workbench.ui.header import INTRODUCTION, header_html
-from workbench.ui.parts import Updates, Values, View, help_text
+from workbench.ui.parts import Updates, Values, View, help_text, page
 from workbench.ui.theme import CSS, THEME
 
 TABS = (run, gain, alignment, coordinator, rollouts)
@@ -35,7 +35,7 @@ def build_app(session: Session) -> gr.Blocks:
     with gr.Blocks(
         title=f"{session.run_dir.name}: BRIDGE workbench", analytics_enabled=False, fill_width=True
     ) as app:
-        header = gr.HTML(header_html(session), apply_default_css=False, elem_id="header")
+        header = page(header_html(session), "header")
         help_text(INTRODUCTION)
         opened = gr.State(run.TITLE)
         shown = gr.State("")  # what the open tab was drawn from

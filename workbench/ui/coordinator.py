@@ -17,6 +17,7 @@ from workbench.ui.parts import (
     figure_json,
     help_text,
     live_plot,
+    page,
     pair,
     prompt_block,
     quiet,
@@ -65,13 +66,9 @@ def build(session: Session) -> View:
                 count = gr.Slider(1, 8, 2, step=1, label="Rollouts", min_width=140)
                 seed = gr.Number(0, label="Noise seed", precision=0, minimum=0, min_width=110)
             greedy = gr.Checkbox(False, label="Greedy: no noise at all", elem_id="greedy")
-            compare = gr.Button("Compare", variant="primary", elem_id="compare")
+            compare = gr.Button("Compare", variant="primary", size="md", elem_id="compare")
         with gr.Column(scale=3, min_width=560):
-            texts = gr.HTML(
-                quiet("Press Compare: the texts appear here side by side."),
-                apply_default_css=False,
-                elem_id="effect",
-            )
+            texts = page(quiet("Press Compare: the texts appear here side by side."), "effect")
             bars = live_plot(250, "plot-difference")
     with gr.Row():
         norms = live_plot(320, "plot-coordinator-norms")

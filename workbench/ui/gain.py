@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from typing import Any, Literal
 
 import gradio as gr
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from workbench import plots
+from workbench.probes.tokens import log_ratio_of_text
 from workbench.session import Session
 from workbench.ui.parts import (
     Column,
@@ -21,6 +23,7 @@ from workbench.ui.parts import (
     help_text,
     live_plot,
     live_table,
+    page,
     pair,
     prompt_block,
     quiet,
@@ -44,8 +47,8 @@ _COLUMNS = [
     Column("verdict"),
     Column("joint", 2, "mean reward of θ+w"),
     Column("RL-only", 2, "mean reward of θ̂+w"),
-    Column("ESS", 1, "effective sample size of the importance weights (shared only)"),
     Column("step", 0),
+    Column("ESS", 1, "effective sample size of the importance weights"),
 ]
 
 
@@ -65,7 +68,7 @@ def build(session: Session) -> View:
             scale=2,
         )
         measure = gr.Button(
-            "Measure the paired gain now", elem_id="measure-gain", scale=1, min_width=200
+            "Measure the paired gain now", elem_id="measure-gain", size="md", scale=1, min_width=240
         )
     measured = gr.State(None)
     with gr.Row():
@@ -78,11 +81,7 @@ def build(session: Session) -> View:
         with gr.Column(scale=1, min_width=460):
             table = live_table(430, "gain-table")
         with gr.Column(scale=1, min_width=460):
-            detail = gr.HTML(
-                quiet("Click a prompt to see its rollouts side by side."),
-                apply_default_css=False,
-                elem_id="gain-detail",
-            )
+            detail = page(quiet("Click a prompt to see its rollouts side by side."), "gain-detail")
 
     def draw(values: Values) -> Updates:
         gain = session.frame("gain")
@@ -142,13 +141,15 @@ def gain_table(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> st
             row.verdict,
             row.joint_reward,
             row.baseline_reward,
-            row.ess,
             row.step,
+            row.ess,
         )
         for row in chosen.itertuples()
     ]
     empty = f"No {estimator} gain has been measured yet."
-    return table_json(_COLUMNS, rows, list(chosen["prompt_id"]), empty)
+    shown = len(_COLUMNS) - (estimator == "paired")  # paired rollouts have no weights
+    cells = [row[:shown] for row in rows]
+    return table_json(_COLUMNS[:shown], cells, list(chosen["prompt_id"]), empty)
 
 
 def prompt_detail(session: Session, prompt_id: str) -> str:
@@ -208,10 +209,10 @@ def _couple(number: int, joint: dict[str, Any], alone: dict[str, Any]) -> tuple[
 
 
 def _own_card(row: dict[str, Any]) -> str:
-    baseline = np.asarray(row["baseline_logprob"], dtype=float)
     note = f"rollout {row['sequence']}, advantage {row['advantage']:+.2f}"
-    if len(baseline):
-        weight = float(np.exp(np.sum(baseline - np.asarray(row["sampling_logprob"]))))
+    if len(row["baseline_logprob"]):
+        log_weight = log_ratio_of_text(row["baseline_logprob"], row["sampling_logprob"])
+        weight = math.exp(log_weight)
         note += f", {weight:.3g} times as likely under RL-only"
     strip = plots.difference_strip(list(row["tokens"]), [], [])
     return card("joint", note, row["reward"], strip)

@@ -73,6 +73,7 @@ def live_table(height: int, name: str) -> Any:
         html_template=f'<div class="wb-table" style="max-height:{height}px"></div>',
         js_on_load=(_HERE / "live_table.js").read_text(encoding="utf-8"),
         elem_id=name,
+        elem_classes="bare",
         apply_default_css=False,
     )
 
@@ -121,7 +122,12 @@ def _cell(value: object) -> object:
 
 def help_text(text: str) -> Any:
     """How to read a tab, in our own words: `text` may hold markup."""
-    return gr.HTML(f'<p class="wb-help">{text}</p>', apply_default_css=False)
+    return page(f'<p class="wb-help">{text}</p>')
+
+
+def page(value: str = "", name: str | None = None) -> Any:
+    """A place for HTML, in the house's style. `value` is markup."""
+    return gr.HTML(value, elem_id=name, elem_classes="bare", apply_default_css=False)
 
 
 def quiet(text: str) -> str:

@@ -8,6 +8,7 @@ import gradio as gr
 import pandas as pd
 
 from workbench import plots
+from workbench.probes.tokens import token_frame
 from workbench.session import Session
 from workbench.ui.parts import (
     Column,
@@ -17,6 +18,7 @@ from workbench.ui.parts import (
     card,
     help_text,
     live_table,
+    page,
     prompt_block,
     quiet,
     table_json,
@@ -52,7 +54,7 @@ def build(session: Session) -> View:
         step = gr.Slider(0, 1, 0, step=1, label="Step", elem_id="rollout-step", scale=3)
         follow = gr.Checkbox(True, label="Follow the newest step", elem_id="follow", scale=1)
         by = gr.Dropdown(
-            list(plots.COLOURINGS),
+            list(plots.COLOURINGS.items()),
             value="probability",
             label="Colour tokens by",
             elem_id="by",
@@ -60,11 +62,7 @@ def build(session: Session) -> View:
         )
     table = live_table(400, "rollout-table")
     selected = gr.State("")
-    detail = gr.HTML(
-        quiet("Click a rollout to see its tokens."),
-        apply_default_css=False,
-        elem_id="rollout-detail",
-    )
+    detail = page(quiet("Click a rollout to see its tokens."), "rollout-detail")
 
     def shown(number: int, row_id: str, colouring: plots.Colouring) -> Updates:
         rollouts = session.reader.rollouts(number)
@@ -144,20 +142,16 @@ def rollout_detail(session: Session, row_id: str, colouring: plots.Colouring) ->
     if not row_id:
         return quiet("Click a rollout to see its tokens.")
     step, purpose, policy, sequence = row_id.split("/")
-    rollouts = session.reader.rollouts(int(step))
-    found = rollouts[
-        (rollouts["purpose"] == purpose)
-        & (rollouts["policy"] == policy)
-        & (rollouts["sequence"] == int(sequence))
-    ]
-    if found.empty:
+    key = (purpose, policy, int(sequence))
+    if int(step) > session.reader.last_step():
         return quiet("That rollout was undone by a rewind; click another.")
-    row = found.iloc[0].to_dict()
+    rollouts = session.record(int(step)).rollouts
+    row = next(row for row in rollouts if (row.purpose, row.policy, row.sequence) == key)
     note = (
-        f"step {step}, {purpose}, {policy} policy, {row['prompt_id']}; answer "
-        f"{row['extracted'] or 'not found'}, right {row['answer']}; advantage "
-        f"{row['advantage']:+.3f}; {len(row['token_ids'])} tokens"
-        + ("" if row["finished"] else ", cut off by the length limit")
+        f"step {step}, {purpose}, {policy} policy, {row.prompt_id}; answer "
+        f"{row.extracted or 'not found'}, right {row.answer}; advantage "
+        f"{row.advantage:+.3f}; {len(row.token_ids)} tokens"
+        + ("" if row.finished else ", cut off by the length limit")
     )
-    body = prompt_block(row["prompt"]) + plots.token_strip(row, colouring)
-    return card(f"Rollout {sequence}", note, row["reward"], body)
+    strip = plots.token_strip(token_frame(row, session.config.training.clip_range), colouring)
+    return card(f"Rollout {sequence}", note, row.reward, prompt_block(row.prompt) + strip)

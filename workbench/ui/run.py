@@ -19,6 +19,7 @@ from workbench.ui.parts import (
     figure_json,
     help_text,
     live_plot,
+    page,
     quiet,
     told,
 )
@@ -40,7 +41,7 @@ def build(session: Session) -> View:
             _controls(session)
             knobs = _knobs(session)
             gr.Markdown("### Findings")
-            findings = gr.HTML(apply_default_css=False, elem_id="findings")
+            findings = page("", "findings")
         with gr.Column(scale=1, min_width=600):
             figures = _figures()
     seen_settings = gr.State("")
@@ -65,12 +66,21 @@ def build(session: Session) -> View:
 
 def _controls(session: Session) -> None:
     with gr.Row():
-        run = gr.Button("▶ Run", variant="primary", elem_id="run", min_width=90)
-        pause = gr.Button("⏸ Pause", elem_id="pause", min_width=90)
-        step = gr.Button("Step", elem_id="step", min_width=70)
+        run = gr.Button("Run", variant="primary", size="md", elem_id="run", min_width=90)
+        pause = gr.Button("Pause", size="md", elem_id="pause", min_width=90)
     with gr.Row(equal_height=True):
-        count = gr.Number(10, label="Steps", precision=0, minimum=1, min_width=90, elem_id="count")
-        step_n = gr.Button("Run so many steps", elem_id="step-n", min_width=150)
+        step = gr.Button("1 step", size="md", elem_id="step", min_width=70)
+        step_n = gr.Button("N steps", size="md", elem_id="step-n", min_width=70)
+        count = gr.Number(
+            10,
+            label="N",
+            show_label=False,
+            precision=0,
+            minimum=1,
+            min_width=70,
+            container=False,
+            elem_id="count",
+        )
     with gr.Accordion("Rewind or fork", open=False):
         at = gr.Number(
             0,
@@ -80,14 +90,14 @@ def _controls(session: Session) -> None:
             minimum=0,
             elem_id="at-step",
         )
-        rewind = gr.Button("Rewind to it", elem_id="rewind")
+        rewind = gr.Button("Rewind to it", size="md", elem_id="rewind")
         folder = gr.Textbox(
             label="Folder of the fork",
             info="A new run that starts at that step; this one stays as it is.",
             placeholder="empty: beside this run",
             elem_id="fork-folder",
         )
-        fork = gr.Button("Fork from it", elem_id="fork")
+        fork = gr.Button("Fork from it", size="md", elem_id="fork")
 
     def fork_at(step: float, path: str) -> None:
         name = f"{session.run_dir.name}-from-{int(step)}-{time.strftime('%H%M%S')}"
@@ -107,9 +117,9 @@ def _controls(session: Session) -> None:
 
 def _knobs(session: Session) -> dict[str, Any]:
     with gr.Accordion("Live settings", open=True):
-        gr.HTML(quiet("They hold from the next step on."), apply_default_css=False)
+        gr.HTML(quiet("They hold from the next step on."))
         fields = {knob.name: _field(knob, session) for knob in session.knobs}
-        apply = gr.Button("Apply settings", elem_id="apply")
+        apply = gr.Button("Apply settings", size="md", elem_id="apply")
 
     def change(*entered: float | None) -> None:
         now = session.config

@@ -1,0 +1,121 @@
+"""The real app in a process of its own, and a real Chromium to look at it with."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120_000  # ms; a busy machine may take long, and nothing here measures time
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+]
+
+
+def chromium() -> str | None:
+    """Where Chromium is; None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def served(*flags: str) -> Iterator[str]:
+    """Run `python app.py` with flags; gives the page's address. Ctrl-C must end it well."""
+    process = subprocess.Popen(
+        [sys.executable, "app.py", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    said = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if found := re.match(r"open (http\S+)/ ", line):
+                yield found[1]
+                break
+        else:
+            raise AssertionError("the app did not start:\n" + "".join(said))
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=PATIENCE / 1000)
+    assert process.returncode == 0, rest
+    assert "saved at step" in rest
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """A headless Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=FLAGS, timeout=PATIENCE
+        )
+        yield browser
+        browser.close()
+
+
+def new_page(browser: Browser, url: str, theme: str = "light") -> Page:
+    """A page on the app, opened and drawn."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{url}/?__theme={theme}", wait_until="domcontentloaded")
+    page.wait_for_selector("#plot-reward .main-svg")
+    return page
+
+
+def points(page: Page, plot: str) -> int:
+    """How many points the first curve of a live plot has; 0 for a hint."""
+    return page.evaluate(
+        "name => (document.querySelector(`#${name} .wb-plot`)._fullData[0] || {x: []}).x.length",
+        plot,
+    )
+
+
+def wait_for_points(page: Page, plot: str, count: int) -> None:
+    """Wait until the first curve of a live plot has at least so many points."""
+    page.wait_for_function(
+        """([name, count]) => {
+            const curves = (document.querySelector(`#${name} .wb-plot`) || {})._fullData;
+            return curves && curves[0] && curves[0].x.length >= count;
+        }""",
+        arg=[plot, count],
+    )
+
+
+def wait_for_drawing(page: Page, plot: str) -> None:
+    """Wait until a live plot shows data, not a hint."""
+    page.wait_for_function(
+        """name => {
+            const curves = (document.querySelector(`#${name} .wb-plot`) || {})._fullData;
+            return curves && curves.some((curve) => curve.x.length > 0);
+        }""",
+        arg=plot,
+    )
+
+
+def open_tab(page: Page, title: str) -> None:
+    """Click a tab."""
+    page.get_by_role("tab", name=title, exact=True).click()
+
+
+def wait_for_state(page: Page, *states: str) -> None:
+    """Wait until the header says one of the states."""
+    pattern = re.compile(f"^({'|'.join(states)})$")
+    page.get_by_test_id("state").filter(has_text=pattern).wait_for()

@@ -1,0 +1,249 @@
+"""The app in a real Chromium, over a real run of the pocket model made small."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from workbench.config import RunConfig
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from tests.ui.browser import (  # noqa: E402
+    chromium,
+    launched,
+    new_page,
+    open_tab,
+    points,
+    served,
+    wait_for_drawing,
+    wait_for_points,
+    wait_for_state,
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        chromium() is None and "CI" not in os.environ, reason="no Chromium is installed"
+    ),
+]
+
+HOSTILE = "<img src=x onerror=window.__pwned=1>"
+
+SMALL = RunConfig.preset("pocket").with_changes(
+    prompts_per_step=4,
+    group_size=4,
+    demonstrations_per_step=4,
+    max_new_tokens=16,
+    paired_gain_every=2,
+    paired_prompts=3,
+    paired_rollouts=2,
+    evaluate_every=2,
+    evaluation_prompts=4,
+    evaluation_max_new_tokens=16,
+    coordinator_every=2,
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "small.toml").write_text(SMALL.to_toml(), encoding="utf-8")
+    with served("--run", str(folder / "run"), "--config", str(folder / "small.toml")) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
+    yield from watched(browser, url)
+
+
+def watched(browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
+    """A page whose console must stay without errors."""
+    wrong: list[str] = []
+    page = new_page(browser, url)
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def test_pressing_run_moves_the_curves_and_pause_stops_them(page: playwright.Page) -> None:
+    assert points(page, "plot-reward") == 0
+    assert "press Run" in page.locator("#plot-reward").inner_text()
+    page.click("#run")
+    wait_for_points(page, "plot-reward", 2)
+    page.click("#pause")
+    wait_for_state(page, "paused")
+    assert points(page, "plot-reward") >= 2
+
+
+def test_a_zoom_survives_an_update(page: playwright.Page) -> None:
+    wait_for_points(page, "plot-reward", 2)
+    before = points(page, "plot-reward")
+    box = page.locator("#plot-reward .nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.7 * box["height"], steps=5)
+    page.mouse.up()
+    ranges = """() => {
+        const layout = document.querySelector("#plot-reward .wb-plot")._fullLayout;
+        return [...layout.xaxis.range, ...layout.yaxis.range];
+    }"""
+    zoomed = page.evaluate(ranges)
+    page.click("#step")
+    wait_for_points(page, "plot-reward", before + 1)
+    assert page.evaluate(ranges) == zoomed
+    open_tab(page, "Rollouts")
+    open_tab(page, "Run")
+    page.wait_for_selector("#plot-reward .main-svg")
+    assert page.evaluate(ranges) == zoomed
+
+
+@pytest.mark.parametrize(
+    ("tab", "plots"),
+    {
+        "Cooperative gain": ["plot-gain-time", "plot-gain-heatmap", "plot-gain-prompts"],
+        "Gradient alignment": ["plot-cosine", "plot-cosine-layers", "plot-demonstrations"],
+        "Coordinator": ["plot-coordinator-norms", "plot-singular-values"],
+    }.items(),
+)
+def test_each_tab_draws_the_run(page: playwright.Page, tab: str, plots: list[str]) -> None:
+    open_tab(page, tab)
+    for plot in plots:
+        wait_for_drawing(page, plot)
+
+
+def test_a_prompt_of_the_gain_shows_its_rollouts_side_by_side(page: playwright.Page) -> None:
+    open_tab(page, "Cooperative gain")
+    page.locator("#gain-table tbody tr").first.click()
+    page.locator("#gain-detail").get_by_text("RL-only 1").wait_for()
+    assert page.locator("#gain-detail .token-strip").count() == 4
+
+
+def test_a_demonstration_can_be_read(page: playwright.Page) -> None:
+    open_tab(page, "Gradient alignment")
+    row = page.locator("#demonstration-table tbody tr").first
+    row.click()
+    page.locator("#demonstration-detail").get_by_text(row.get_attribute("data-id")).wait_for()
+
+
+def test_a_rollout_shows_its_tokens_in_the_colour_asked_for(page: playwright.Page) -> None:
+    open_tab(page, "Rollouts")
+    page.locator("#rollout-table tbody tr").nth(2).click()
+    page.locator("#rollout-detail").get_by_text("Rollout 2").wait_for()
+    tokens = page.locator("#rollout-detail .tokens span")
+    assert "probability" in tokens.first.get_attribute("title")
+    page.locator("#by input").click()
+    page.get_by_role("option", name="entropy").click()
+    page.locator("#rollout-detail").get_by_text("entropy of the policy").wait_for()
+    assert tokens.count() >= 1
+
+
+def test_the_rollouts_can_be_sorted(page: playwright.Page) -> None:
+    open_tab(page, "Rollouts")
+    page.locator("#rollout-table tbody tr").first.wait_for()
+    page.get_by_role("button", name="length").click()
+    lengths = page.locator("#rollout-table tbody tr td:nth-child(7)").all_inner_texts()
+    assert len(lengths) >= 16
+    assert [int(text) for text in lengths] == sorted(map(int, lengths), reverse=True)
+
+
+def test_the_coordinator_is_compared_off_on_and_scaled(page: playwright.Page) -> None:
+    open_tab(page, "Coordinator")
+    page.locator("#scale input[type=number]").fill("1.5")
+    page.locator("#scale input[type=number]").press("Tab")
+    page.click("#compare")
+    page.locator("#effect").get_by_text("scaled, scale 1.5").first.wait_for()
+    assert page.locator("#effect").get_by_text("on, scale 1").count() == 2
+    wait_for_drawing(page, "plot-difference")
+
+
+def test_a_setting_is_changed_and_marked(page: playwright.Page) -> None:
+    page.locator("#knob-rl_weight input[type=number]").fill("0.7")
+    page.locator("#knob-rl_weight input[type=number]").press("Tab")
+    page.click("#apply")
+    page.get_by_text("From the next step on: rl_weight = 0.7").wait_for()
+    page.locator("#plot-reward").get_by_text("rl_weight=0.7").wait_for()
+
+
+def test_rewinding_too_far_is_told_in_one_line(page: playwright.Page) -> None:
+    page.get_by_role("button", name="Rewind or fork").click()
+    page.locator("#at-step input").fill("999")
+    page.click("#rewind")
+    page.locator(".toast-body").get_by_text("999").wait_for()
+
+
+def test_a_reload_finds_the_same_run(browser: playwright.Browser, url: str) -> None:
+    page = new_page(browser, url)  # not watched: a request broken off by the reload is an error
+    wait_for_points(page, "plot-reward", 2)
+    before = page.get_by_test_id("progress").inner_text()
+    page.reload(wait_until="domcontentloaded")
+    wait_for_points(page, "plot-reward", 2)
+    assert page.get_by_test_id("progress").inner_text() == before
+    page.close()
+
+
+def test_two_browsers_see_the_same_session(
+    page: playwright.Page, browser: playwright.Browser, url: str
+) -> None:
+    other = new_page(browser, url)
+    before = points(other, "plot-reward")
+    page.click("#step")
+    wait_for_points(page, "plot-reward", before + 1)
+    wait_for_points(other, "plot-reward", before + 1)
+    other.close()
+
+
+@pytest.fixture(scope="module")
+def poisoned_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An app on a run whose recorded prompts, completions and tokens are hostile."""
+    from workbench.session import Session
+
+    folder = tmp_path_factory.mktemp("poisoned") / "run"
+    with Session(SMALL.with_changes(paired_gain_every=1), folder) as session:
+        session.step()
+    for file in (folder / "rollouts").glob("*.parquet"):
+        poison(file)
+    with served("--run", str(folder)) as address:
+        yield address
+
+
+def poison(file: Path) -> None:
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    for row in rows:
+        row["prompt"] = row["completion"] = row["answer"] = row["extracted"] = HOSTILE
+        row["tokens"] = [HOSTILE + '"' for _ in row["tokens"]]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+
+
+def test_hostile_rollouts_and_prompts_show_as_text(
+    browser: playwright.Browser, poisoned_url: str
+) -> None:
+    for page in watched(browser, poisoned_url):
+        open_tab(page, "Rollouts")
+        page.locator("#rollout-table").get_by_text(HOSTILE).first.wait_for()
+        page.locator("#rollout-table tbody tr").first.click()
+        page.locator("#rollout-detail .tokens").get_by_text("onerror").first.wait_for()
+        open_tab(page, "Cooperative gain")
+        page.locator("#gain-table tbody tr").first.click()
+        page.locator("#gain-detail").get_by_text(HOSTILE).first.wait_for()
+        open_tab(page, "Coordinator")
+        page.locator("#prompt textarea").fill(HOSTILE)
+        page.click("#compare")
+        page.locator("#effect").get_by_text(HOSTILE).first.wait_for()
+        assert page.locator("img[src=x]").count() == 0
+        assert page.evaluate("window.__pwned") is None
