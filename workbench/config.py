@@ -165,6 +165,8 @@ class TrainingConfig(Section):
     """G: rollouts a prompt. [paper: 5]"""
     demonstrations_per_step: int = Field(16, ge=2)
     """D: demonstrations a step."""
+    set_aside: tuple[str, ...] = ()
+    """Ids of demonstrations that no step draws; `Session.set_aside` changes it in a run. [ours]"""
     micro_batch_tokens: int = Field(2048, ge=1)
     """Tokens, padding included, of one forward and backward pass; gradients do not depend on it."""
     clip_range: float = live(0.2, 0.0, 10.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from workbench.config import ConfigError, ModelConfig, RunConfig
 from workbench.policy import Policy
-from workbench.records import Finding, StepRecord
+from workbench.records import CommandRow, Finding, StepRecord
 from workbench.store import RunFolderError, RunStore, Snapshot, open_run
 from workbench.tasks import make_task
 from workbench.training.methods import METHODS
@@ -27,6 +28,10 @@ OPTIMIZERS = "optimizers.safetensors"
 
 FIXED = {"model", *ModelConfig.model_fields}
 """Settings a fork cannot change: the snapshot's tensors have their shape."""
+
+
+CHANGES = ("set", "set_aside", "take_back")
+"""Commands that change the config in force; time travel carries them out again."""
 
 
 class Engine:
@@ -44,6 +49,8 @@ class Engine:
             config.model, config.seed, baseline=method.baseline, reference=method.rollouts
         )
         self.trainer = Trainer(config, self.policy, self.task)
+        if method.demonstrations:
+            self._check_aside("set_aside", config.training.set_aside, config)
         self.step_number = 0
 
     # --- stepping ---------------------------------------------------------------------------
@@ -67,6 +74,26 @@ class Engine:
     def set(self, changes: dict[str, Any]) -> None:
         """Change live settings from the next step on."""
         self.use(self.config.check_live(changes))
+
+    def change_aside(self, name: str, ids: Collection[str]) -> None:
+        """Carry out 'set_aside' or 'take_back' of demonstrations, from the next step on.
+
+        Raises ConfigError where an id is unknown, or no demonstration would be left.
+        """
+        changed = _with_aside(self.config, name, ids)
+        self._check_aside(name, ids, changed)
+        self.use(changed)
+
+    def _check_aside(self, name: str, ids: Collection[str], changed: RunConfig) -> None:
+        if not METHODS[changed.method].demonstrations:
+            raise ConfigError(f"{name}: method {changed.method!r} draws no demonstrations")
+        known = {d.id for d in self.task.demonstrations()}
+        unknown = sorted(set(ids) - known)
+        if unknown:
+            listed = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
+            raise ConfigError(f"{name}: no such demonstration: {listed}")
+        if known <= set(changed.training.set_aside):
+            raise ConfigError(f"{name}: would leave no demonstration; at least one must stay")
 
     def use(self, config: RunConfig) -> None:
         """Go on under another config of the same shape."""
@@ -116,16 +143,17 @@ class Engine:
     def travel(self, to_step: int, control: Control) -> None:
         """Bring the state to the end of `to_step`: nearest snapshot, then re-executed up to it.
 
-        Live settings are changed again where the history says so. Where a re-executed step's
-        metrics differ from the recorded ones a finding says which.
+        Live settings are changed, and demonstrations set aside, again where the history says so.
+        Where a re-executed step's metrics differ from the recorded ones a finding says which.
         """
         nearest = max(s for s in self.store.snapshot_steps() if s <= to_step)
         self.restore(self.store.load_snapshot(nearest))
-        changes = [row for row in self.store.live_commands("set") if nearest <= row.step <= to_step]
+        # those at `nearest` may be in the snapshot already: done once more they come to the same
+        changes = [c for c in self.store.live_commands(*CHANGES) if nearest <= c.step <= to_step]
         for number in range(nearest, to_step + 1):
             for row in changes:
                 if row.step == number:
-                    self.set(dict(row.arguments))
+                    self.use(_changed(self.config, row))
             if number < to_step:
                 record = self.trainer.step(number + 1, control)
                 self.step_number = number + 1
@@ -169,11 +197,15 @@ class Engine:
         here = self.snapshot()
         for name in FIXED & changes.keys():
             raise ConfigError(f"{name}: a fork keeps the model's shape; start a new run instead")
-        self.config.with_changes(**changes)  # bad names and values are said before any work
+        wanted = self.config.with_changes(**changes)  # what is bad is said before any work
+        if "set_aside" in changes and wanted.task == self.config.task:
+            self._check_aside("set_aside", wanted.training.set_aside, wanted)
         try:
             if at_step != self.step_number:
                 self.travel(at_step, lambda phase: None)
             config = self.config.with_changes(**changes)
+            if config.task != self.config.task and "set_aside" not in changes:
+                config = config.with_changes(set_aside=[])  # equal ids are other ones there
             start = self.snapshot()
             start.state["config"] = config.model_dump(mode="json")
             fork = self.store.fork(path, at_step, config)
@@ -195,3 +227,18 @@ class Engine:
         """Write the joint policy as one plain model that needs neither peft nor this project."""
         self.policy.merged().save_pretrained(path)
         self.policy.tokenizer.save_pretrained(path)
+
+
+def _with_aside(config: RunConfig, name: str, ids: Collection[str]) -> RunConfig:
+    before = set(config.training.set_aside)
+    after = before | set(ids) if name == "set_aside" else before - set(ids)
+    return config.with_changes(set_aside=sorted(after))
+
+
+def _changed(config: RunConfig, row: CommandRow) -> RunConfig:
+    """The config after one of the CHANGES, as it was recorded."""
+    if row.name == "set":
+        return config.check_live(row.arguments)
+    ids = row.arguments["ids"]
+    assert isinstance(ids, list)
+    return _with_aside(config, row.name, ids)

@@ -239,3 +239,20 @@ def test_draws_go_through_all_items_before_repeating_and_depend_on_step_and_seed
     assert draw(items, 4, 7, 0, "demonstrations") != epochs[24:28]
     more_than_there_are = draw(items, 25, 1, 0, "prompts")
     assert sorted(more_than_there_are[:20]) == sorted(items * 2)
+
+
+def test_an_item_set_aside_gives_its_place_to_another_and_the_rest_stay() -> None:
+    items, aside = list(range(10)), {0, 3, 4}
+    for step in range(1, 11):
+        plain = draw(items, 4, step, 0, "prompts")
+        found = draw(items, 4, step, 0, "prompts", aside)
+        assert found == draw(items, 4, step, 0, "prompts", aside)
+        assert all(b == a or a in aside for a, b in zip(plain, found, strict=True))
+        assert not aside & set(found)
+        if len(set(plain)) == 4:  # not across two epochs
+            assert len(set(found)) == 4
+    assert set(draw(items, 4, 1, 0, "prompts", set(range(9)))) == {9}
+    given = [
+        x for step in range(1, 501) for x in draw(items, 4, step, 0, "prompts", aside) if x == 1
+    ]
+    assert 200 < len(given) < 400  # 2000 places over seven items are 286 each; 200 of them its own

@@ -195,15 +195,16 @@ class RunStore:
         last = self.last_step()
         return [step for step in snapshots.steps(self._snapshots) if step <= last]
 
-    def live_commands(self, name: str) -> list[CommandRow]:
-        """The commands of a name that were done and hold on the live history, in order.
+    def live_commands(self, *names: str) -> list[CommandRow]:
+        """The commands of these names that were done and hold on the live history, in order.
 
-        `config` with these "set" commands applied is what the run stands on. So in a fork that was
-        given its own config, those of the parent are left out.
+        `config` with those that change it ("set", …) applied is what the run stands on. So in a
+        fork that was given its own config, those of the parent are left out.
         """
         since = schema.read_meta(self._db)["config_timeline"]
-        where = f"name = ? AND outcome = 'done' AND timeline >= ? AND {_live('commands')}"
-        return schema.select(self._db, "commands", where, name, since)
+        named = f"name IN ({', '.join('?' for _ in names)})"
+        where = f"{named} AND outcome = 'done' AND timeline >= ? AND {_live('commands')}"
+        return schema.select(self._db, "commands", where, *names, since)
 
     def fork(self, path: str | Path, at_step: int, config: RunConfig | None = None) -> RunStore:
         """Start a new run from the end of a step of this one, and open it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle
 from typing import TypeVar
 
 from torch import Tensor
@@ -16,15 +17,33 @@ from workbench.tasks.problem import Demonstration, Problem
 Item = TypeVar("Item")
 
 
-def draw(items: Sequence[Item], count: int, step: int, seed: int, purpose: str) -> list[Item]:
-    """The items of step `step` (from 1): epochs without replacement, each newly shuffled."""
+def draw(
+    items: Sequence[Item],
+    count: int,
+    step: int,
+    seed: int,
+    purpose: str,
+    aside: Collection[Item] = (),
+) -> list[Item]:
+    """The items of step `step` (from 1): epochs without replacement, each newly shuffled.
+
+    Items set `aside` are not drawn: each gives its place to another one, drawn for that step from
+    those that stay and, while there are such, are not in it yet. All others keep their places, so
+    the draw is a function of (seed, step, items, items aside), whenever they were set aside, and
+    runs that differ in what is aside share the rest. Not all items may be aside.
+    """
     chosen = []
     for position in range((step - 1) * count, step * count):
         epoch, index = divmod(position, len(items))
         order = list(range(len(items)))
         random.Random(f"{purpose}/{seed}/{epoch}").shuffle(order)
         chosen.append(items[order[index]])
-    return chosen
+    if not aside:
+        return chosen
+    staying = [item for item in items if item not in aside]
+    random.Random(f"{purpose}/{seed}/step {step}/instead").shuffle(staying)
+    instead = chain([item for item in staying if item not in chosen], cycle(staying))
+    return [next(instead) if item in aside else item for item in chosen]
 
 
 @dataclass(frozen=True)

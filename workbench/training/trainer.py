@@ -123,6 +123,7 @@ class Trainer:
                         number,
                         c.seed,
                         "demonstrations",
+                        {d for d in self.demonstrations if d.id in c.training.set_aside},
                     ),
                 )
         with clock.phase("gradients"):
