@@ -12,13 +12,17 @@ from typing import get_args
 
 from workbench.policy import PolicyName
 from workbench.probes.coordinator import draw_samples, effect
+from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
-from workbench.records import CoordinatorEffect, GainRow, Sample
+from workbench.records import CoordinatorEffect, DoseRow, GainRow, Sample
 from workbench.sampling import Noise
 from workbench.tasks.problem import Problem, Split
 from workbench.training.measure import probe_set
 from workbench.worker import SessionError, Worker
+
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+"""Scales of a dose–response curve, unless others are asked for."""
 
 
 class Looking:
@@ -101,6 +105,37 @@ class Looking:
 
         return self._worker.post("coordinator_effect", "look", look)
 
+    def dose_response(
+        self,
+        scales: Sequence[float] = SCALES,
+        prompt_ids: Sequence[str] | None = None,
+        n: int | None = None,
+        rollouts: int = 4,
+        seed: int = 0,
+    ) -> list[DoseRow]:
+        """Reward as a function of the coordinator's scale, with paired differences against off.
+
+        On the probe set, its first `n`, or the problems of `prompt_ids`; each is drawn `rollouts`
+        times at every scale, and by the policy the run started from, on the same noise. For
+        `plots.dose_response`. Changes nothing in the run. Raises SessionError.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[DoseRow]:
+            return dose_response(
+                engine.policy,
+                engine.task,
+                self._asked("dose_response", prompt_ids, n, rollouts),
+                list(scales),
+                rollouts=rollouts,
+                noise=Noise(seed, 0, "dose"),
+                max_new_tokens=engine.config.sampling.max_new_tokens,
+                temperature=engine.config.sampling.temperature,
+                batch=engine.config.sampling.sampling_batch,
+            )
+
+        return self._worker.post("dose_response", "look", look)
+
     def paired_gain(
         self, prompt_ids: Sequence[str] | None = None, rollouts: int | None = None
     ) -> list[GainRow]:
@@ -113,16 +148,13 @@ class Looking:
         def look() -> list[GainRow]:
             self._check_policy("baseline")
             config = engine.config
-            problems = probe_set(engine.task, config)
-            if prompt_ids is not None:
-                known = {p.id: p for p in self._all_problems()}
-                problems = [known[name] for name in prompt_ids]
+            asked = config.probes.paired_rollouts if rollouts is None else rollouts
             rows, _ = draw_paired(
                 engine.policy,
-                problems,
+                self._asked("paired_gain", prompt_ids, None, asked),
                 engine.task,
                 Noise(config.seed, engine.step_number, "paired on demand"),
-                rollouts or config.probes.paired_rollouts,
+                asked,
                 config.sampling.max_new_tokens,
                 config.sampling.temperature,
             )
@@ -144,6 +176,23 @@ class Looking:
             return greedy_accuracy(engine.policy, policy, engine.task, problems, engine.config)
 
         return self._worker.post("evaluate", "look", look)
+
+    def _asked(
+        self, name: str, prompt_ids: Sequence[str] | None, n: int | None, rollouts: int
+    ) -> list[Problem]:
+        """The problems a paired look is about."""
+        if rollouts < 2:
+            raise SessionError(f"{name}: rollouts must be at least 2 (got {rollouts})")
+        if n is not None and n < 1:
+            raise SessionError(f"{name}: n must be at least 1 (got {n})")
+        engine = self._worker.engine
+        if prompt_ids is None:
+            return probe_set(engine.task, engine.config, n)
+        known = {problem.id: problem for problem in self._all_problems()}
+        for prompt_id in prompt_ids:
+            if prompt_id not in known:
+                raise SessionError(f"{name}: the task has no problem {prompt_id!r}")
+        return [known[prompt_id] for prompt_id in prompt_ids[:n]]
 
     def _check_policy(self, name: PolicyName) -> None:
         try:

@@ -222,3 +222,32 @@ class CoordinatorEffect:
     """log π(scale of other) − log π(scale of base) of each token of `other`."""
     kl: list[float]
     """KL(π at other's scale ‖ π at base's scale) at each position of `other`, exact, nats."""
+
+
+@dataclass(frozen=True)
+class DoseRow:
+    """Reward with the coordinator at one scale, on the same problems and noise as at scale 0."""
+
+    scale: float
+    """0: off, 1: as trained."""
+    reward: float
+    """Mean over problems and rollouts."""
+    reward_error: float
+    """Its standard error, the problems taken as given, like all errors here."""
+    difference: float
+    """reward − reward at scale 0, rollout by rollout."""
+    standard_error: float
+    """Of the difference."""
+    low: float
+    """95 % interval of the difference (workbench/probes/paired.py)."""
+    high: float
+    start_difference: float
+    """reward − reward of the policy the run started from; NaN where the method keeps none."""
+    start_standard_error: float
+    start_low: float
+    start_high: float
+    changed: float
+    """Share of rollouts whose text differs from that at scale 0."""
+    n_problems: int
+    n_rollouts: int
+    """Rollouts a problem."""

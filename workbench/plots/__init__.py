@@ -20,6 +20,7 @@ from workbench.plots.alignment import (
 )
 from workbench.plots.coordinator import (
     coordinator_norms,
+    dose_response,
     logprob_difference,
     singular_values,
     singular_values_over_time,
@@ -54,6 +55,7 @@ __all__ = [
     "demonstrations_over_time",
     "demonstrations_scatter",
     "difference_strip",
+    "dose_response",
     "gain_by_prompt",
     "gain_heatmap",
     "gain_over_time",

@@ -20,6 +20,7 @@ from workbench.plots._theme import (
     whole_steps,
 )
 from workbench.plots.alignment import layer_order
+from workbench.records import DoseRow
 
 _MISSING = "The coordinator has not been measured yet: every few steps (coordinator_every)."
 
@@ -166,3 +167,81 @@ def logprob_difference(
             tickmode="array", tickvals=places, ticktext=labels, tickangle=0, showgrid=False
         )
     return drawn
+
+
+def dose_response(rows: Sequence[DoseRow]) -> go.Figure:
+    """Reward gained by the coordinator at each scale. `rows`: `Session.dose_response()`.
+
+    Each line is a difference of rewards on the same problems and noise, with its 95 % interval: a
+    band that stays clear of 0 is an effect, and 1 is the scale the run trains with.
+    """
+    title = "Reward gained by the coordinator, by its scale"
+    if not rows:
+        return empty(title, "Ask for a dose–response curve: Session.dose_response().")
+    rows = sorted(rows, key=lambda row: row.scale)
+    drawn = figure(title, x="scale of the coordinator", y="difference of mean rewards")
+    drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
+    drawn.add_vline(x=1, line={"color": MUTED, "width": 1, "dash": "dot"})
+    scales = [row.scale for row in rows]
+    if not np.isnan(rows[0].start_difference):
+        _band(
+            drawn,
+            "against the start of the run",
+            MUTED,
+            scales,
+            [(row.start_difference, row.start_low, row.start_high) for row in rows],
+            [f"reward {row.reward:.3f} ± {row.reward_error:.3f}" for row in rows],
+        )
+    _band(
+        drawn,
+        "against off, scale 0",
+        COORDINATOR,
+        scales,
+        [(row.difference, row.low, row.high) for row in rows],
+        [
+            f"reward {row.reward:.3f} ± {row.reward_error:.3f}<br>"
+            f"{row.changed:.0%} of {row.n_problems} × {row.n_rollouts} texts differ from off"
+            for row in rows
+        ],
+    )
+    drawn.update_layout(showlegend=True)
+    return drawn
+
+
+def _band(
+    drawn: go.Figure,
+    name: str,
+    colour: str,
+    x: list[float],
+    values: list[tuple[float, float, float]],
+    notes: list[str],
+) -> None:
+    """A line through (value, low, high) with its interval as a band."""
+    value, low, high = zip(*values, strict=True)
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    drawn.add_trace(
+        go.Scatter(
+            x=[*x, *reversed(x)],
+            y=[*high, *reversed(low)],
+            fill="toself",
+            fillcolor=f"rgba({red},{green},{blue},0.16)",
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    )
+    drawn.add_trace(
+        go.Scatter(
+            x=x,
+            y=value,
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"size": 6},
+            customdata=[
+                f"{v:+.3f}, 95 % interval {a:+.3f} to {b:+.3f}<br>{note}"
+                for (v, a, b), note in zip(values, notes, strict=True)
+            ],
+            hovertemplate="scale %{x:g}, " + name + "<br>%{customdata}<extra></extra>",
+        )
+    )

@@ -161,10 +161,13 @@ def _paired(m: Measured, step: int, config: RunConfig, policy: Policy, task: Tas
     }
 
 
-def probe_set(task: Task, config: RunConfig) -> list[Problem]:
-    """The fixed prompts of the paired probe: the first of validation, or of train without one."""
+def probe_set(task: Task, config: RunConfig, n: int | None = None) -> list[Problem]:
+    """The fixed prompts of the paired probe: the first of validation, or of train without one.
+
+    n: how many; None: as the config has it.
+    """
     problems = task.problems("validation") or task.problems("train")
-    return list(problems)[: config.probes.paired_prompts]
+    return list(problems)[: config.probes.paired_prompts if n is None else n]
 
 
 def _alignment(m: Measured, step: int, passes: Passes) -> None:

@@ -1,0 +1,56 @@
+"""Figures of looks at the coordinator: the numbers drawn are the rows'."""
+
+from __future__ import annotations
+
+from math import nan
+
+import plotly.graph_objects as go
+
+from workbench import plots
+from workbench.records import DoseRow
+
+
+def dose(scale: float, **changes: float) -> DoseRow:
+    values = dict(
+        scale=scale,
+        reward=0.5 + 0.1 * scale,
+        reward_error=0.05,
+        difference=0.1 * scale,
+        standard_error=0.02,
+        low=0.1 * scale - 0.04,
+        high=0.1 * scale + 0.05,
+        start_difference=0.2,
+        start_standard_error=0.1,
+        start_low=0.1,
+        start_high=0.3,
+        changed=0.25,
+        n_problems=16,
+        n_rollouts=4,
+    )
+    return DoseRow(**{**values, **changes})
+
+
+def traces(figure: go.Figure) -> dict[str, go.Scatter]:
+    return {trace.name: trace for trace in figure.data if trace.name}
+
+
+def test_a_dose_response_draws_each_difference_and_its_interval_in_order_of_scale() -> None:
+    figure = plots.dose_response([dose(2.0), dose(0.0), dose(1.0)])
+    line = traces(figure)["against off, scale 0"]
+    assert list(line.x) == [0, 1, 2]
+    assert list(line.y) == [0.0, 0.1, 0.2]
+    band = figure.data[list(figure.data).index(line) - 1]
+    assert list(band.y) == [dose(s).high for s in (0, 1, 2)] + [dose(s).low for s in (2, 1, 0)]
+    assert "25% of 16 × 4 texts" in line.customdata[1]
+    assert list(traces(figure)["against the start of the run"].y) == [0.2] * 3
+    assert figure.layout.uirevision == "kept"
+
+
+def test_without_a_starting_policy_there_is_one_line() -> None:
+    unknown = {f"start_{name}": nan for name in ("difference", "standard_error", "low", "high")}
+    figure = plots.dose_response([dose(0.0, **unknown), dose(1.0, **unknown)])
+    assert list(traces(figure)) == ["against off, scale 0"]
+
+
+def test_no_rows_give_a_hint() -> None:
+    assert "Session.dose_response" in plots.dose_response([]).layout.annotations[0].text
