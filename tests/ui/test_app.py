@@ -65,8 +65,24 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
+def first_page(browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
     yield from watched(browser, url)
+
+
+@pytest.fixture(scope="module")
+def trained_url(browser: playwright.Browser, url: str) -> str:
+    """The same app, four steps and more into its run."""
+    for page in watched(browser, url):
+        page.locator("#count input").fill("4")
+        page.click("#step-n")
+        wait_for_points(page, "plot-reward", 4)
+        wait_for_state(page, "idle")
+    return url
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, trained_url: str) -> Iterator[playwright.Page]:
+    yield from watched(browser, trained_url)
 
 
 def watched(browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
@@ -80,7 +96,8 @@ def watched(browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
     assert wrong == []
 
 
-def test_pressing_run_moves_the_curves_and_pause_stops_them(page: playwright.Page) -> None:
+def test_pressing_run_moves_the_curves_and_pause_stops_them(first_page: playwright.Page) -> None:
+    page = first_page
     assert points(page, "plot-reward") == 0
     assert "press Run" in page.locator("#plot-reward").inner_text()
     page.click("#run")
@@ -91,7 +108,7 @@ def test_pressing_run_moves_the_curves_and_pause_stops_them(page: playwright.Pag
 
 
 def test_a_zoom_survives_an_update(page: playwright.Page) -> None:
-    wait_for_points(page, "plot-reward", 2)
+    wait_for_points(page, "plot-reward", 4)
     before = points(page, "plot-reward")
     box = page.locator("#plot-reward .nsewdrag").bounding_box()
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
@@ -186,20 +203,23 @@ def test_rewinding_too_far_is_told_in_one_line(page: playwright.Page) -> None:
     page.locator(".toast-body").get_by_text("999").wait_for()
 
 
-def test_a_reload_finds_the_same_run(browser: playwright.Browser, url: str) -> None:
-    page = new_page(browser, url)  # not watched: a request broken off by the reload is an error
-    wait_for_points(page, "plot-reward", 2)
+def test_a_reload_finds_the_same_run(browser: playwright.Browser, trained_url: str) -> None:
+    page = new_page(
+        browser, trained_url
+    )  # not watched: a request broken off by the reload is an error
+    wait_for_points(page, "plot-reward", 4)
     before = page.get_by_test_id("progress").inner_text()
     page.reload(wait_until="domcontentloaded")
-    wait_for_points(page, "plot-reward", 2)
+    wait_for_points(page, "plot-reward", 4)
     assert page.get_by_test_id("progress").inner_text() == before
     page.close()
 
 
 def test_two_browsers_see_the_same_session(
-    page: playwright.Page, browser: playwright.Browser, url: str
+    page: playwright.Page, browser: playwright.Browser, trained_url: str
 ) -> None:
-    other = new_page(browser, url)
+    other = new_page(browser, trained_url)
+    wait_for_points(other, "plot-reward", 4)
     before = points(other, "plot-reward")
     page.click("#step")
     wait_for_points(page, "plot-reward", before + 1)

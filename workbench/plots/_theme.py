@@ -136,7 +136,7 @@ def empty(title: str, message: str) -> go.Figure:
 def whole_steps(drawn: go.Figure, first: int, last: int) -> None:
     """Tick only whole steps while there are few of them.
 
-    No axis range is set: Plotly drops a person's zoom where a figure sets another range than before.
+    No axis range is set: Plotly drops a person's zoom where a figure sets another range.
     """
     if last - first <= 10:
         room = [first - 0.5, max(last, first + 4) + 0.5]
