@@ -36,6 +36,7 @@ def undisturbed(session: Session) -> StepRecord:
 
 LOOKS: dict[str, Callable[[Session], object]] = {
     "dose_response": lambda s: s.dose_response([0.0, 2.0], n=2, rollouts=2),
+    "coordinator_ablation": lambda s: s.coordinator_ablation(n=2, rollouts=2),
 }
 
 
@@ -61,6 +62,11 @@ def test_a_dose_response_is_about_the_problems_asked_for(session: Session) -> No
     (row,) = session.dose_response([1.5], prompt_ids=ids, rollouts=2)
     assert row.n_problems == 2
     assert session.dose_response([1.5], prompt_ids=ids, rollouts=2) == [row]
+
+
+def test_an_ablation_has_a_row_for_the_whole_and_one_a_layer(session: Session) -> None:
+    rows = session.coordinator_ablation(n=2, rollouts=2)
+    assert [row.layer for row in rows] == ["all", "layers.0", "layers.1"]
 
 
 @pytest.mark.parametrize(

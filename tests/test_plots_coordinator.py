@@ -7,7 +7,8 @@ from math import nan
 import plotly.graph_objects as go
 
 from workbench import plots
-from workbench.records import DoseRow
+from workbench.plots._theme import AGAINST, JOINT, MUTED
+from workbench.records import AblationRow, DoseRow
 
 
 def dose(scale: float, **changes: float) -> DoseRow:
@@ -52,5 +53,30 @@ def test_without_a_starting_policy_there_is_one_line() -> None:
     assert list(traces(figure)) == ["against off, scale 0"]
 
 
+def ablation(layer: str, difference: float, kl: float) -> AblationRow:
+    low, high = difference - 0.1, difference + 0.12
+    return AblationRow(layer, 0.5, difference, 0.05, low, high, kl, 0.01, 0.5, 16, 4)
+
+
+def test_an_ablation_puts_the_whole_first_and_colours_what_excludes_zero() -> None:
+    rows = [
+        ablation("layers.10", 0.3, 0.02),
+        ablation("layers.2", -0.3, 0.01),
+        ablation("all", 0.05, 0.5),
+    ]
+    bars, points = plots.coordinator_ablation(rows).data
+    assert list(bars.x) == list(points.x) == ["all", "layer 2", "layer 10"]
+    assert list(bars.y) == [0.5, 0.01, 0.02]
+    assert list(points.y) == [0.05, -0.3, 0.3]
+    assert list(points.marker.color) == [MUTED, AGAINST, JOINT]
+    assert abs(points.error_y.array[0] - 0.12) + abs(points.error_y.arrayminus[0] - 0.1) < 1e-9
+
+
+def test_hostile_names_reach_no_figure_as_markup() -> None:
+    figure = plots.coordinator_ablation([ablation("<img src=x onerror=alert(1)>", 0.1, 0.1)])
+    assert "<img" not in figure.to_json()
+
+
 def test_no_rows_give_a_hint() -> None:
+    assert "coordinator_ablation" in plots.coordinator_ablation([]).layout.annotations[0].text
     assert "Session.dose_response" in plots.dose_response([]).layout.annotations[0].text

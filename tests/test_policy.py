@@ -179,6 +179,19 @@ def test_scale_multiplies_the_change_of_the_weights(policy: Policy, scale: float
     assert close(logits(policy.of("joint")), scaled)
 
 
+def test_a_single_layer_is_scaled_in_both_policies(policy: Policy) -> None:
+    assert policy.coordinator_layers == ["layers.0", "layers.1"]
+    with policy.coordinator_scale(0.5, ["layers.1"]):
+        scaled = [logits(policy.of(name)) for name in ("joint", "baseline")]  # type: ignore[arg-type]
+    before = logits(policy.of("joint"))
+    for name, parameter in policy.coordinator.items():
+        if name.endswith("lora_B") and layer_of(name) == "layers.1":
+            parameter.data *= 0.5
+    assert close(logits(policy.of("joint")), scaled[0])
+    assert close(logits(policy.of("baseline")), scaled[1])
+    assert not close(before, scaled[0])
+
+
 def test_scale_is_put_back_after_an_error_and_nests(policy: Policy) -> None:
     before = logits(policy.of("joint"))
     with pytest.raises(ZeroDivisionError), policy.coordinator_scale(0.5):

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from workbench.policy import PolicyName
+from workbench.probes.ablation import coordinator_ablation
 from workbench.probes.coordinator import draw_samples, effect
 from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
-from workbench.records import CoordinatorEffect, DoseRow, GainRow, Sample
+from workbench.records import AblationRow, CoordinatorEffect, DoseRow, GainRow, Sample
 from workbench.sampling import Noise
 from workbench.tasks.problem import Problem, Split
 from workbench.training.measure import probe_set
@@ -135,6 +136,35 @@ class Looking:
             )
 
         return self._worker.post("dose_response", "look", look)
+
+    def coordinator_ablation(
+        self,
+        prompt_ids: Sequence[str] | None = None,
+        n: int | None = None,
+        rollouts: int = 4,
+        seed: int = 0,
+    ) -> list[AblationRow]:
+        """Reward and distributions with one layer's coordinator switched off at a time.
+
+        Problems and noise as in `dose_response`; for `plots.coordinator_ablation`. Changes nothing
+        in the run. Raises SessionError.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[AblationRow]:
+            return coordinator_ablation(
+                engine.policy,
+                engine.task,
+                self._asked("coordinator_ablation", prompt_ids, n, rollouts),
+                rollouts=rollouts,
+                noise=Noise(seed, 0, "dose"),
+                max_new_tokens=engine.config.sampling.max_new_tokens,
+                temperature=engine.config.sampling.temperature,
+                max_tokens=engine.config.training.micro_batch_tokens,
+                batch=engine.config.sampling.sampling_batch,
+            )
+
+        return self._worker.post("coordinator_ablation", "look", look)
 
     def paired_gain(
         self, prompt_ids: Sequence[str] | None = None, rollouts: int | None = None

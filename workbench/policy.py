@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -133,15 +133,27 @@ class Policy:
             if isinstance(module, LoraLayer):
                 yield name.removeprefix("base_model.model."), module
 
+    @property
+    def coordinator_layers(self) -> list[str]:
+        """The layers (`layer_of`) that have a coordinator, in the network's order."""
+        return list(dict.fromkeys(layer_of(name) for name, _ in self.lora_layers()))
+
     @contextmanager
-    def coordinator_scale(self, scale: float) -> Iterator[None]:
+    def coordinator_scale(
+        self, scale: float, only: Collection[str] | None = None
+    ) -> Iterator[None]:
         """Multiply the coordinator's effect by `scale` inside the block: 1 as trained, 0 off.
 
-        Unlike peft's `disable_adapter` this leaves requires_grad alone.
+        only: the layers concerned, as in `coordinator_layers`; None: all. Blocks inside blocks
+        multiply. Unlike peft's `disable_adapter` this leaves requires_grad alone.
         """
-        layers = [m for _, m in self.lora_layers()]
-        if self.baseline is not None:
-            layers += [m for m in self.baseline.modules() if isinstance(m, LoraLayer)]
+        layers = [
+            module
+            for model in (self.model, self.baseline)
+            if model is not None
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLayer) and (only is None or layer_of(name) in only)
+        ]
         before = [layer.scaling["default"] for layer in layers]
         for layer, value in zip(layers, before, strict=True):
             layer.scaling["default"] = value * scale

@@ -251,3 +251,27 @@ class DoseRow:
     n_problems: int
     n_rollouts: int
     """Rollouts a problem."""
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """The joint policy with one layer's coordinator switched off, beside the whole, same noise."""
+
+    layer: str
+    """'layers.0', …; 'all': the whole coordinator off."""
+    reward: float
+    """Mean reward without it."""
+    difference: float
+    """Reward of the whole − reward without it; above 0: it helps."""
+    standard_error: float
+    low: float
+    """95 % interval of the difference (workbench/probes/paired.py)."""
+    high: float
+    kl: float
+    """KL(π_(θ+w) ‖ π without it), nats a token, exact, over rollouts of π_(θ+w)."""
+    kl_standard_error: float
+    changed: float
+    """Share of rollouts whose text differs from the whole policy's."""
+    n_problems: int
+    n_rollouts: int
+    """Rollouts a problem."""

@@ -19,6 +19,7 @@ from workbench.plots.alignment import (
     norm_ratio,
 )
 from workbench.plots.coordinator import (
+    coordinator_ablation,
     coordinator_norms,
     dose_response,
     logprob_difference,
@@ -50,6 +51,7 @@ __all__ = [
     "alignment_heatmap",
     "alignment_over_time",
     "conflict_share",
+    "coordinator_ablation",
     "coordinator_norms",
     "curves",
     "demonstrations_over_time",

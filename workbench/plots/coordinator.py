@@ -20,7 +20,7 @@ from workbench.plots._theme import (
     whole_steps,
 )
 from workbench.plots.alignment import layer_order
-from workbench.records import DoseRow
+from workbench.records import AblationRow, DoseRow
 
 _MISSING = "The coordinator has not been measured yet: every few steps (coordinator_every)."
 
@@ -205,6 +205,70 @@ def dose_response(rows: Sequence[DoseRow]) -> go.Figure:
         ],
     )
     drawn.update_layout(showlegend=True)
+    return drawn
+
+
+def coordinator_ablation(rows: Sequence[AblationRow]) -> go.Figure:
+    """What each layer's coordinator is worth. `rows`: `Session.coordinator_ablation()`.
+
+    Above: how far switching it off moves the distributions. Below: the reward it earns, with a 95 %
+    interval; blue or vermilion where that excludes 0. 'all' is the whole coordinator.
+    """
+    title = "One layer's coordinator off at a time"
+    if not rows:
+        return empty(title, "Ask for an ablation: Session.coordinator_ablation().")
+    places = {layer: at for at, layer in enumerate(layer_order([row.layer for row in rows]))}
+    rows = sorted(rows, key=lambda row: (row.layer != "all", places[row.layer]))
+    names = [show(row.layer.replace("layers.", "layer ")) for row in rows]
+    drawn = figure(title, x="")
+    drawn.add_trace(
+        go.Bar(
+            x=names,
+            y=[row.kl for row in rows],
+            error_y={"array": [1.96 * row.kl_standard_error for row in rows], "thickness": 1},
+            marker={"color": [MUTED if row.layer == "all" else COORDINATOR for row in rows]},
+            customdata=[f"{row.changed:.0%} of texts differ" for row in rows],
+            hovertemplate="%{x} off: KL %{y:.3~g} nats a token<br>%{customdata}<extra></extra>",
+            yaxis="y2",
+        )
+    )
+    drawn.add_trace(
+        go.Scatter(
+            x=names,
+            y=[row.difference for row in rows],
+            mode="markers",
+            marker={
+                "size": 8,
+                "color": [
+                    JOINT if row.low > 0 else AGAINST if row.high < 0 else MUTED for row in rows
+                ],
+            },
+            error_y={
+                "array": [row.high - row.difference for row in rows],
+                "arrayminus": [row.difference - row.low for row in rows],
+                "color": MUTED,
+                "thickness": 1.2,
+            },
+            customdata=[
+                f"{row.difference:+.3f}, 95 % interval {row.low:+.3f} to {row.high:+.3f}<br>"
+                f"reward without it {row.reward:.3f}, {row.n_problems} × {row.n_rollouts} rollouts"
+                for row in rows
+            ],
+            hovertemplate="%{x}: earns %{customdata}<extra></extra>",
+        )
+    )
+    drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
+    drawn.update_layout(
+        showlegend=False,
+        yaxis={"domain": [0, 0.46], "title": {"text": "reward earned"}},
+        yaxis2={
+            "domain": [0.54, 1],
+            "title": {"text": "KL, nats a token"},
+            "anchor": "x",
+            "rangemode": "tozero",
+        },
+    )
+    drawn.update_xaxes(type="category", showgrid=False)
     return drawn
 
 
