@@ -415,6 +415,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "prompts_per_step": 8,
             "group_size": 4,
             "demonstrations_per_step": 8,
+            "micro_batch_tokens": 512,  # bounds the activations: 30 layers and 49,152 tokens
         },
         "sampling": {"max_new_tokens": 48},
         "probes": {

@@ -147,7 +147,7 @@ def test_the_halves_add_up_and_each_is_its_own_prompts_share(
     config, policy = case
     whole = rollouts()
     args = (policy.base, policy.coordinator)
-    found = rl_pass("rl", policy.model, *args, whole, config.training, 1.0, None)
+    found = rl_pass("rl", policy.model, *args, whole, config.training, 1.0, None, keep_halves=True)
     assert (found.halves.n_first, found.halves.n_second) == (11, 7)
     rows = [4, 5]
     assert whole.reference_logprobs_NC is not None

@@ -34,24 +34,26 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Halves:
-    """The contributions of a batch's two halves to its gradient; they add up to it."""
+    """A batch's gradient and its first half's contribution to it; the second is what is left."""
 
     first: Sides
-    second: Sides
+    total: Sides
     n_first: int
     """Completion tokens of the first half."""
     n_second: int
 
-    def total(self) -> Sides:
-        """The whole batch's gradient."""
-        return self.first + self.second
+    @property
+    def second(self) -> Sides:
+        """The second half's contribution; made anew at each call, to save memory."""
+        return self.total - self.first
 
 
 @dataclass(frozen=True)
 class RLPass:
     """What one RL backward pass found."""
 
-    halves: Halves
+    halves: Halves | None
+    """None unless they were asked for, or where the batch is a single group."""
     gradient: Sides
     objective: float
     """J_RL's surrogate on this batch, token mean."""
@@ -67,7 +69,7 @@ class RLPass:
 class SFTPass:
     """What one SFT backward pass found."""
 
-    halves: Halves
+    halves: Halves | None
     gradient: Sides
     objective: float
     """Token-mean log-likelihood, nats."""
@@ -101,13 +103,32 @@ def check_finite(gradient: Sides, name: str) -> None:
                 raise NonFiniteError("gradients", f"{name} gradient of {parameter}")
 
 
-def join_halves(parts: list[tuple[Sides, int]]) -> Halves:
-    """Halves from one or two (gradient contribution, tokens)."""
-    (first, n_first) = parts[0]
-    if len(parts) == 2:
-        return Halves(first, parts[1][0], n_first, parts[1][1])
-    zero = Sides(0.0 * first.base, 0.0 * first.coordinator)
-    return Halves(first, zero, n_first, 0)
+class _Sum:
+    """A gradient summed over micro-batches, in place, with a copy of what the first half gave."""
+
+    def __init__(self) -> None:
+        self.total: Sides | None = None
+        self.first: Sides | None = None
+
+    def add(self, part: Sides) -> None:
+        if self.total is None:
+            self.total = part
+        else:
+            self.total.add_(part)
+
+    def end_of_half(self, keep: bool) -> None:
+        """Call after each half; keeps a copy after the first, where wanted."""
+        if keep and self.first is None:
+            assert self.total is not None
+            self.first = self.total.clone()
+
+    def result(self, name: str, counts: list[int]) -> tuple[Sides, Halves | None]:
+        """(gradient, halves); raises NonFiniteError."""
+        assert self.total is not None
+        check_finite(self.total, name)
+        if self.first is None or len(counts) == 1:
+            return self.total, None
+        return self.total, Halves(self.first, self.total, *counts)
 
 
 def rl_pass(
@@ -119,6 +140,7 @@ def rl_pass(
     config: TrainingConfig,
     temperature: float,
     old_logprobs_NC: Tensor | None,
+    keep_halves: bool = False,
 ) -> RLPass:
     """∇ J_RL of `module` over (base, coordinator) on the step's rollouts.
 
@@ -130,11 +152,10 @@ def rl_pass(
     advantages_N = batch.advantages_PG.flatten()
     logprobs_NC = torch.zeros_like(tokens.completion_mask)
     entropy_NC = torch.zeros_like(tokens.completion_mask)
-    parts = []
+    gradient_sum, counts = _Sum(), []
     objective = kl = clipped = 0.0
     for first, last in split_rows(len(batch.problems_P)):
         start, stop = first * batch.group_size, last * batch.group_size  # halves of whole groups
-        half: Sides | None = None
         for rows in tokens.micro_batches(start, stop, config.micro_batch_tokens):
             part = tokens.select(rows)
             width = part.completion_ids.shape[1]
@@ -152,19 +173,16 @@ def rl_pass(
             share = terms.objective_sum / n_tokens
             if not bool(torch.isfinite(share)):
                 raise NonFiniteError("gradients", f"{name} objective")
-            found = ascent(share, base, coordinator)
-            half = found if half is None else half + found
+            gradient_sum.add(ascent(share, base, coordinator))
             with torch.no_grad():
                 entropy_NC[rows, :width] = token_entropy(logits) * part.completion_mask
                 logprobs_NC[rows, :width] = logprobs
             objective += share.item()
             kl += terms.kl_sum / n_tokens
             clipped += terms.clipped_sum / n_tokens
-        assert half is not None
-        parts.append((half, int(tokens.completion_mask[start:stop].sum())))
-    halves = join_halves(parts)
-    gradient = halves.total()
-    check_finite(gradient, name)
+        gradient_sum.end_of_half(keep_halves)
+        counts.append(int(tokens.completion_mask[start:stop].sum()))
+    gradient, halves = gradient_sum.result(name, counts)
     return RLPass(
         halves,
         gradient,
@@ -201,11 +219,11 @@ def sft_pass(
     """
     n_tokens, n_rows = tokens.n_tokens, len(tokens.input_ids)
     logprobs_DC = torch.zeros_like(tokens.completion_mask)
-    per = PerDemonstration(*(torch.full((n_rows,), nan, dtype=torch.float64) for _ in range(3)))
-    parts = []
+    blank = torch.full((n_rows,), nan, dtype=torch.float64)
+    per = PerDemonstration(blank.clone(), blank.clone(), blank.clone())
+    gradient_sum, counts = _Sum(), []
     objective = 0.0
     for start, stop in split_rows(n_rows):
-        half: Sides | None = None
         for rows in tokens.micro_batches(start, stop, max_tokens):
             part = tokens.select(rows)
             with ExitStack() as stack:
@@ -216,8 +234,7 @@ def sft_pass(
                 share = logprobs.sum() / n_tokens
                 if not bool(torch.isfinite(share)):
                     raise NonFiniteError("gradients", "sft objective")
-                found = ascent(share, policy.base, coordinator)
-            half = found if half is None else half + found
+                gradient_sum.add(ascent(share, policy.base, coordinator))
             if ghost is not None:
                 per.base_inner_D[rows] = ghost.inner["base"].cpu()
                 per.base_norm_D[rows] = ghost.norm["base"].cpu()
@@ -226,11 +243,9 @@ def sft_pass(
                     per.coordinator_inner_D[rows] = ghost.inner["coordinator"].cpu()
             logprobs_DC[rows, : part.completion_ids.shape[1]] = logprobs.detach()
             objective += share.item()
-        assert half is not None
-        parts.append((half, int(tokens.completion_mask[start:stop].sum())))
-    halves = join_halves(parts)
-    gradient = halves.total()
-    check_finite(gradient, "sft")
+        gradient_sum.end_of_half(keep=direction is not None)
+        counts.append(int(tokens.completion_mask[start:stop].sum()))
+    gradient, halves = gradient_sum.result("sft", counts)
     return SFTPass(halves, gradient, objective, logprobs_DC), per if direction else None
 
 

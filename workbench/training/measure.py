@@ -174,10 +174,11 @@ def _alignment(m: Measured, step: int, passes: Passes) -> None:
     rl, sft = passes.rl, passes.sft
     assert rl is not None and sft is not None
 
-    def halves(of: Halves, part: str) -> GradientHalves | None:
-        if of.n_second == 0:
+    def halves(of: Halves | None, part: str) -> GradientHalves | None:
+        if of is None:
             return None
-        return getattr(of.first, part), getattr(of.second, part), of.n_first, of.n_second
+        first = getattr(of.first, part)
+        return first, getattr(of.total, part) - first, of.n_first, of.n_second
 
     base = alignment_rows(
         step,

@@ -127,8 +127,9 @@ class Trainer:
                     ),
                 )
         with clock.phase("gradients"):
+            align = due(c.probes.alignment_every, number) and demonstrations is not None
             if batch is not None:
-                rl = self._rl("rl", self.policy.base, batch, None)
+                rl = self._rl("rl", self.policy.base, batch, None, keep_halves=align)
             if method.baseline:
                 assert rl is not None and batch is not None
                 if c.training.baseline_mode == "reset":
@@ -138,7 +139,6 @@ class Trainer:
                 )
             sft = per_demonstration = None
             if demonstrations is not None:
-                align = due(c.probes.alignment_every, number) and rl is not None
                 direction = rl.gradient if align and rl else None
                 sft, per_demonstration = sft_pass(
                     self.policy,
@@ -197,7 +197,12 @@ class Trainer:
         )
 
     def _rl(
-        self, name: str, base: dict[str, Parameter], batch: RolloutBatch, old: Tensor | None
+        self,
+        name: str,
+        base: dict[str, Parameter],
+        batch: RolloutBatch,
+        old: Tensor | None,
+        keep_halves: bool = False,
     ) -> RLPass:
         return rl_pass(
             name,
@@ -208,6 +213,7 @@ class Trainer:
             self.config.training,
             self.config.sampling.temperature,
             old,
+            keep_halves,
         )
 
     @torch.no_grad()

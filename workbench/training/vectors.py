@@ -25,6 +25,15 @@ class ParamVector(dict[str, Tensor]):
     def __rmul__(self, scale: float) -> ParamVector:
         return ParamVector({name: scale * value for name, value in self.items()})
 
+    def add_(self, other: ParamVector) -> None:
+        """Add in place."""
+        for name, value in self.items():
+            value.add_(other[name])
+
+    def clone(self) -> ParamVector:
+        """A copy of every tensor."""
+        return ParamVector({name: value.clone() for name, value in self.items()})
+
     def norm(self) -> float:
         """Euclidean norm, accumulated in float64."""
         return math.sqrt(sum(float(value.double().square().sum()) for value in self.values()))

@@ -16,8 +16,17 @@ class Sides:
     base: ParamVector
     coordinator: ParamVector
 
-    def __add__(self, other: Sides) -> Sides:
-        return Sides(self.base + other.base, self.coordinator + other.coordinator)
+    def __sub__(self, other: Sides) -> Sides:
+        return Sides(self.base - other.base, self.coordinator - other.coordinator)
+
+    def add_(self, other: Sides) -> None:
+        """Add in place."""
+        self.base.add_(other.base)
+        self.coordinator.add_(other.coordinator)
+
+    def clone(self) -> Sides:
+        """A copy that in-place addition to the original leaves alone."""
+        return Sides(self.base.clone(), self.coordinator.clone())
 
 
 @dataclass(frozen=True)
