@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ EVERY_FIGURE = {
     "quality": lambda f: plots.demonstrations_scatter(f["demonstrations"], reveal_quality=True),
     "demonstrations over time": lambda f: plots.demonstrations_over_time(f["demonstrations"]),
     "coordinator norms": lambda f: plots.coordinator_norms(f["coordinator"]),
+    "effective ranks": lambda f: plots.effective_ranks(f["coordinator"]),
     "singular values": lambda f: plots.singular_values(f["coordinator"]),
     "singular values over time": lambda f: plots.singular_values_over_time(
         f["coordinator"], "layers.0.self_attn.q_proj"
@@ -227,3 +229,71 @@ def test_token_bars_show_spaces_and_line_breaks() -> None:
     figure = plots.logprob_difference([" a", "\n", "<b>"], [0.1, -0.2, 0.0], [0.01, 0.02, 0.0])
     assert list(figure.layout.xaxis.ticktext) == ["·a", "↵", "&lt;b&gt;"]
     assert list(figure.data[0].y) == [0.1, -0.2, 0.0]
+
+
+def token_rows(pieces: list[str]) -> pd.DataFrame:
+    """A token frame as `probes.tokens.token_frame` gives it, the KL not measured."""
+    n = len(pieces)
+    return pd.DataFrame(
+        {
+            "position": range(n),
+            "token_id": range(n),
+            "token": pieces,
+            "probability": np.linspace(0.1, 1.0, n),
+            "entropy": 0.5,
+            "advantage": -1.0,
+            "ratio": 1.0,
+            "baseline_ratio": 1.2,
+            "kl": np.nan,
+            "coordinator_difference": 0.1,
+        }
+    )
+
+
+class Spans(HTMLParser):
+    """What a browser would make of a strip: its tags, titles and text."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.titles: list[str] = []
+        self.text = ""
+        self.feed(markup)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.titles += [value or "" for name, value in attrs if name == "title"]
+        assert {name for name, _ in attrs} <= {"class", "style", "title"}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("by", plots.COLOURINGS.values())
+def test_a_token_strip_shows_hostile_text_as_text(by: plots.Colouring) -> None:
+    piece = "<img src=x onerror=alert(1)>\"'"
+    read = Spans(plots.token_strip(token_rows([piece, "a b", "\n", ""]), by))
+    assert set(read.tags) <= {"div", "p", "b", "span", "i", "br"}
+    assert "<img" in read.text.replace("·", " ") and len(read.titles) == 4
+
+
+def test_a_token_strip_has_all_measured_numbers_on_hover() -> None:
+    read = Spans(plots.token_strip(token_rows(["1", "2", "3"])))
+    assert "probability 0.55" in read.titles[1] and "coordinator difference 0.1" in read.titles[1]
+    assert "KL" not in read.titles[1]
+    read = Spans(plots.token_strip(token_rows(["1"]), "kl"))
+    assert "not measured" in read.text
+
+
+def test_a_rare_token_is_coloured_and_a_certain_one_is_not() -> None:
+    strip = plots.token_strip(token_rows(["rare", "sure"]))
+    alphas = [float(a) for a in re.findall(r'span style="background:rgba\(.*?,([\d.]+)\)', strip)]
+    assert alphas[0] > 0.6 and alphas[1] == 0.0
+
+
+def test_a_difference_strip_marks_where_the_texts_part() -> None:
+    strip = plots.difference_strip(["a", "<b>", "c"], [0.0, 0.5, -0.5], [0.0, 0.1, 0.1], 1)
+    assert strip.count("parting") == 1
+    assert re.search(r'class="parting"[^>]*>&lt;b&gt;</span>', strip)
+    ended = plots.difference_strip(["a"], [], [], 1)
+    assert "this one ends" in ended
