@@ -104,6 +104,7 @@ def _record(step: int, rng: np.random.Generator) -> StepRecord:
                 weight_norm=5.0,
                 ratio=0.002 * step * (1 + at),
                 singular_values=[0.01 * step / (1 + k) for k in range(4)],
+                effective_rank=1.0 + 0.1 * at + 0.01 * step,
             )
             for at, layer in enumerate(LAYERS[1:4])
             for name in ("q_proj", "v_proj")

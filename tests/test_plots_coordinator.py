@@ -5,7 +5,9 @@ from __future__ import annotations
 from math import nan
 
 import plotly.graph_objects as go
+import pytest
 
+from tests.frames import frames, make_records
 from workbench import plots
 from workbench.plots._theme import AGAINST, JOINT, MUTED
 from workbench.records import AblationRow, DoseRow
@@ -80,3 +82,19 @@ def test_hostile_names_reach_no_figure_as_markup() -> None:
 def test_no_rows_give_a_hint() -> None:
     assert "coordinator_ablation" in plots.coordinator_ablation([]).layout.annotations[0].text
     assert "Session.dose_response" in plots.dose_response([]).layout.annotations[0].text
+
+
+def test_a_layers_effective_rank_is_the_mean_over_its_matrices() -> None:
+    coordinator = frames(make_records(10))["coordinator"]
+    q_only = (coordinator["layer"] == "layers.2") & coordinator["module"].str.endswith("q_proj")
+    coordinator.loc[q_only, "effective_rank"] += 1.0
+    line = traces(plots.effective_ranks(coordinator))["layers.2"]
+    assert list(line.x) == [5, 10]
+    at = 2  # place of the layer in the made-up records
+    assert list(line.y) == pytest.approx([1.5 + 0.1 * at + 0.01 * step for step in (5, 10)])
+    assert list(line.customdata[0]) == pytest.approx([1.25, 2.25])
+
+
+def test_a_coordinator_that_was_never_moved_gives_a_hint() -> None:
+    coordinator = frames(make_records(5))["coordinator"].assign(effective_rank=nan)
+    assert "coordinator_every" in plots.effective_ranks(coordinator).layout.annotations[0].text

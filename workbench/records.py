@@ -142,6 +142,8 @@ class CoordinatorRow:
     """‖ΔW‖/‖W_θ‖."""
     singular_values: list[float]
     """The largest singular values of ΔW, at most rank many, descending."""
+    effective_rank: float
+    """Directions ΔW really uses: exp of the entropy of its σ²/Σσ²; NaN where ΔW is 0."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import nan
+from math import isnan, nan
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from workbench.probes.coordinator import (
     delta_singular_values,
     draw_samples,
     effect,
+    effective_rank,
     first_parting,
 )
 
@@ -26,6 +27,19 @@ def unknown(prompt: str, completion: str) -> float:
 
 def length(prompt: str, completion: str) -> float:
     return float(len(completion))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_equal_singular_values_count_as_many_directions(rank: int) -> None:
+    for size in (1e-9, 1.0, 1e6):
+        values = torch.tensor([size] * rank + [0.0] * 3)
+        assert effective_rank(values) == pytest.approx(rank)
+
+
+def test_effective_rank_of_two_directions() -> None:
+    """p = 0.9 and 0.1: exp(−0.9 ln 0.9 − 0.1 ln 0.1) = 0.9^−0.9 · 0.1^−0.1."""
+    assert effective_rank(torch.tensor([3.0, 1.0])) == pytest.approx(0.9**-0.9 * 0.1**-0.1)
+    assert isnan(effective_rank(torch.zeros(4)))
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (5, 24), (24, 5), (3, 2)])  # also thinner than r
@@ -54,6 +68,8 @@ def test_rows_equal_the_dense_change_of_each_module(policy: Policy) -> None:
         assert row.ratio == pytest.approx(row.delta_norm / row.weight_norm)
         expected = torch.linalg.svdvals(delta)[:3]  # rank 3
         assert row.singular_values == pytest.approx(expected.tolist(), rel=1e-3)
+        assert row.effective_rank == pytest.approx(effective_rank(expected), rel=1e-3)
+        assert 1 < row.effective_rank < 3
         assert row.step == 4
 
 

@@ -65,7 +65,9 @@ def _record(step: int, value: float = 0.0, rollouts: int = 2) -> StepRecord:
             for i in range(2)
         ],
         alignment=[AlignmentRow(step, "base", "all", -0.25, 0.1, True, 1.0, 2.0, 3.0)],
-        coordinator=[CoordinatorRow(step, "layers.0", "q", 0.1, 1.0, 0.1, [draw.random(), NAN])],
+        coordinator=[
+            CoordinatorRow(step, "layers.0", "q", 0.1, 1.0, 0.1, [draw.random(), NAN], 1.5)
+        ],
     )
 
 

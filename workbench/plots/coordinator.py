@@ -39,9 +39,8 @@ def coordinator_norms(coordinator: pd.DataFrame) -> go.Figure:
     totals = squares.groupby(["layer", "step"])[["delta", "weight"]].sum()
     ratio = np.sqrt(totals["delta"] / totals["weight"])
     layers = layer_order(list(coordinator["layer"].unique()))
-    places = np.linspace(0.08, 0.92, len(layers)) if len(layers) > 1 else [0.4]
     drawn = figure(title, y="‖ΔW‖ / ‖W‖")
-    for layer, colour in zip(layers, sample_colorscale("Viridis", list(places)), strict=True):
+    for layer, colour in zip(layers, _shades(len(layers)), strict=True):
         line = ratio[layer].sort_index()
         drawn.add_trace(
             go.Scatter(
@@ -59,6 +58,44 @@ def coordinator_norms(coordinator: pd.DataFrame) -> go.Figure:
     steps = coordinator["step"]
     whole_steps(drawn, int(steps.min()), int(steps.max()))
     return drawn
+
+
+def effective_ranks(coordinator: pd.DataFrame) -> go.Figure:
+    """How many directions each layer's ΔW uses, over time. `coordinator`: frame "coordinator".
+
+    A layer's value is the mean over its matrices; hover says their range. Near 1 the coordinator
+    writes along one direction of each matrix; it cannot exceed the rank it was given.
+    """
+    title = "Directions the coordinator uses: effective rank of ΔW"
+    measured = coordinator.dropna(subset="effective_rank")
+    if measured.empty:
+        return empty(title, _MISSING)
+    spread = measured.groupby(["layer", "step"])["effective_rank"].agg(["mean", "min", "max"])
+    drawn = figure(title, y="effective rank")
+    layers = layer_order(list(measured["layer"].unique()))
+    for layer, colour in zip(layers, _shades(len(layers)), strict=True):
+        line = spread.loc[layer].sort_index()
+        drawn.add_trace(
+            go.Scatter(
+                x=line.index.to_numpy(),
+                y=line["mean"].to_numpy(),
+                name=show(layer),
+                mode="lines+markers",
+                marker={"size": 5},
+                line={"color": colour, "width": 2},
+                customdata=line[["min", "max"]].to_numpy(),
+                hovertemplate="%{y:.2f} (%{customdata[0]:.2f} to %{customdata[1]:.2f})",
+            )
+        )
+    drawn.update_layout(hovermode="x unified", showlegend=len(layers) <= 12)
+    whole_steps(drawn, int(measured["step"].min()), int(measured["step"].max()))
+    return drawn
+
+
+def _shades(n: int) -> list[str]:
+    """One colour a layer, dark to light."""
+    places = np.linspace(0.08, 0.92, n) if n > 1 else [0.4]
+    return sample_colorscale("Viridis", list(places))
 
 
 def singular_values(coordinator: pd.DataFrame, step: int | None = None) -> go.Figure:
@@ -88,7 +125,9 @@ def singular_values(coordinator: pd.DataFrame, step: int | None = None) -> go.Fi
             z=z,
             colorscale="Viridis",
             colorbar={"thickness": 10},
-            hovertemplate="%{y}, number %{x}: %{z:.3~g}<extra></extra>",
+            customdata=np.repeat(rows["effective_rank"].to_numpy()[:, None], rank, axis=1),
+            hovertemplate="%{y}, number %{x}: %{z:.3~g}<br>effective rank %{customdata:.2f}"
+            "<extra></extra>",
         )
     )
     drawn.update_xaxes(showgrid=False, dtick=1 if rank <= 16 else None)

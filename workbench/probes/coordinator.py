@@ -8,6 +8,7 @@ effect on a prompt compares rollouts at two scales of the coordinator on the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 
 import torch
 from torch import Tensor
@@ -28,6 +29,20 @@ def delta_singular_values(lora_a: Tensor, lora_b: Tensor, scale: float) -> Tenso
     core_b = torch.linalg.qr(lora_b.double(), mode="r").R
     core_a = torch.linalg.qr(lora_a.double().T, mode="r").R
     return abs(scale) * torch.linalg.svdvals(core_b @ core_a.T)
+
+
+def effective_rank(singular_values: Tensor) -> float:
+    """exp(−Σ p log p) with p = σ²/Σσ²: how many directions carry the change; NaN where all σ = 0.
+
+    1 for a matrix of rank one, r for r equal singular values; between them it need not be whole.
+    Roy and Vetterli ("The effective rank", EUSIPCO 2007) take p = σ/Σσ; the squares weigh each
+    direction by its share of ‖ΔW‖², so tiny directions count for less. [squares: ours]
+    """
+    energy = singular_values.double().square()
+    if not bool(energy.any()):
+        return nan
+    share = energy / energy.sum()
+    return torch.special.entr(share).sum().exp().item()
 
 
 @torch.no_grad()
@@ -51,6 +66,7 @@ def coordinator_rows(step: int, policy: Policy) -> list[CoordinatorRow]:
                 weight_norm=weight,
                 ratio=delta / weight,
                 singular_values=values.tolist(),
+                effective_rank=effective_rank(values),
             )
         )
     return rows

@@ -212,7 +212,7 @@ def _column(values: Iterable[Any], dtype: str) -> pd.Series:
 
 def _rows(database: sqlite3.Connection, table: str, history: bool) -> pd.DataFrame:
     names = schema.columns((schema.STEP_ROWS | schema.EVENT_ROWS)[table])
-    listed = ", ".join(f'"{c.name}"' for c in names)
+    listed = schema.listed(database, table)
     where = "1" if history else _live(table)
     rows = database.execute(
         f'SELECT {listed}, timeline, {_live(table)} FROM "{table}" WHERE {where} ORDER BY rowid'

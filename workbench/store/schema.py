@@ -126,13 +126,33 @@ def create_tables(database: sqlite3.Connection) -> None:
     database.execute(f"PRAGMA user_version = {VERSION}")
 
 
+def add_missing_columns(database: sqlite3.Connection) -> None:
+    """Bring a run of an earlier workbench up to date; the caller commits. Old rows have NULL."""
+    for table, row_class in (STEP_ROWS | EVENT_ROWS).items():
+        there = _names(database, table)
+        for c in columns(row_class):
+            if c.name not in there:
+                database.execute(f'ALTER TABLE "{table}" ADD "{c.name}" {_SQL_TYPES[c.kind]}')
+
+
+def listed(database: sqlite3.Connection, table: str) -> str:
+    """The columns of the table's row class as SQL: NULL for one the run was written without."""
+    there = _names(database, table)
+    names = [c.name for c in columns((STEP_ROWS | EVENT_ROWS)[table])]
+    return ", ".join(f'"{name}"' if name in there else "NULL" for name in names)
+
+
+def _names(database: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in database.execute(f'PRAGMA table_info("{table}")')}
+
+
 def insert(database: sqlite3.Connection, table: str, timeline: int, rows: Iterable[object]) -> None:
     """Add rows of the table's row class; the caller commits."""
     names = columns((STEP_ROWS | EVENT_ROWS)[table])
-    listed = ", ".join(f'"{c.name}"' for c in names)
+    quoted = ", ".join(f'"{c.name}"' for c in names)
     marks = ", ".join("?" for _ in names)
     database.executemany(
-        f'INSERT INTO "{table}" (timeline, {listed}) VALUES (?, {marks})',
+        f'INSERT INTO "{table}" (timeline, {quoted}) VALUES (?, {marks})',
         ((timeline, *(c.encode(vars(row)[c.name]) for c in names)) for row in rows),
     )
 
@@ -144,8 +164,7 @@ def select(database: sqlite3.Connection, table: str, where: str, *values: object
     """
     row_class = (STEP_ROWS | EVENT_ROWS)[table]
     names = columns(row_class)
-    listed = ", ".join(f'"{c.name}"' for c in names)
-    query = f'SELECT {listed} FROM "{table}" WHERE {where} ORDER BY rowid'
+    query = f'SELECT {listed(database, table)} FROM "{table}" WHERE {where} ORDER BY rowid'
     return [
         row_class(**{c.name: c.decode(value) for c, value in zip(names, row, strict=True)})
         for row in database.execute(query, values)

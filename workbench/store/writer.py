@@ -93,6 +93,8 @@ class RunStore:
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")  # a snapshot must never outlive its steps
+        with self._db:
+            schema.add_missing_columns(self._db)
         self.timeline = self._db.execute("SELECT max(timeline) FROM timelines").fetchone()[0]
         for part in (ROLLOUTS, SNAPSHOTS):
             (self.path / part).mkdir(exist_ok=True)  # a copied run may have lost empty folders
