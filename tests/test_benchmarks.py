@@ -49,7 +49,8 @@ def test_best_validation_accuracy_of_the_method_wins_and_a_tie_goes_to_the_small
 
 @pytest.mark.slow
 def test_methods_benchmark_resumes(tmp_path: Path):
-    arguments = ["--quick", "--trials", "1", "--methods", "sft", "bridge", "--out", str(tmp_path)]
+    small = ["--quick", "--trials", "1", "--problems", "4", "--methods", "sft", "bridge"]
+    arguments = [*small, "--out", str(tmp_path)]
     first = _run("methods.py", *arguments)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert len(written) == 5  # base, and a trial and a reported run of two methods
