@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,17 @@ class Noise:
         """A 63-bit number made of the three parts."""
         text = f"{self.seed}/{self.step}/{self.purpose}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+    def at(self, sequences: Tensor, position: int, vocab_size: int) -> Tensor:
+        """The noise of some streams at one position; see `gumbel`."""
+        return gumbel(self, sequences, position, vocab_size)
+
+
+class NoiseSource(Protocol):
+    """What rollouts take their noise from."""
+
+    def at(self, sequences: Tensor, position: int, vocab_size: int) -> Tensor:
+        """Gumbel noise (N, V) of the streams `sequences` (N,) at one position."""
 
 
 def _signed(value: int) -> int:
@@ -87,7 +99,9 @@ class Completions:
 class _GumbelArgmax(LogitsProcessor):
     """Adds noise to the logits so that greedy decoding samples; keeps the log-probs."""
 
-    def __init__(self, noise: Noise | None, sequences: Tensor, n_prompt: int, temperature: float):
+    def __init__(
+        self, noise: NoiseSource | None, sequences: Tensor, n_prompt: int, temperature: float
+    ):
         self.noise, self.sequences = noise, sequences
         self.n_prompt, self.temperature = n_prompt, temperature
         self.logprobs: list[Tensor] = []  # one (N,) a position
@@ -97,7 +111,7 @@ class _GumbelArgmax(LogitsProcessor):
         logits = scores.float() / self.temperature
         noisy = logits
         if self.noise is not None:
-            noisy = logits + gumbel(self.noise, self.sequences, position, logits.shape[1])
+            noisy = logits + self.noise.at(self.sequences, position, logits.shape[1])
         chosen = noisy.argmax(-1, keepdim=True)
         log_normaliser = logits.logsumexp(-1, keepdim=True)
         self.logprobs.append((logits.gather(1, chosen) - log_normaliser)[:, 0])
@@ -110,7 +124,7 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     *,
-    noise: Noise | None,
+    noise: NoiseSource | None,
     sequences: Sequence[int],
     end_ids: Sequence[int],
     max_new_tokens: int,
