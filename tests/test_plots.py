@@ -135,6 +135,14 @@ def test_heatmap_by_rank_sorts_each_column() -> None:
         assert list(known) == sorted(known) and len(known) == 3
 
 
+def test_heatmaps_of_a_long_run_draw_its_newest_steps() -> None:
+    gains = plots.gain_heatmap(MADE["gain"], "shared", most_steps=3)
+    assert list(gains.data[0].x) == ["18", "19", "20"]
+    layers = plots.alignment_heatmap(MADE["alignment"], most_steps=3)
+    assert list(layers.data[0].x) == [18, 19, 20]
+    assert "last 3 measured steps" in layers.layout.title.text
+
+
 def test_by_prompt_is_sorted_with_whiskers_of_196_standard_errors() -> None:
     figure = plots.gain_by_prompt(MADE["gain"], step=12)
     assert "step 10" in figure.layout.title.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import plotly.graph_objects as go
 
 JOINT = "#0a86cf"
@@ -49,7 +50,7 @@ TEMPLATE = go.layout.Template(
         "colorway": COLORWAY,
         "title": {"x": 0.0, "xanchor": "left", "xref": "container", "pad": {"l": 8}, "y": 0.97},
         "title_font": {"size": 13},
-        "margin": {"l": 48, "r": 14, "t": 58, "b": 36},
+        "margin": {"l": 58, "r": 14, "t": 56, "b": 40, "autoexpand": False},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "legend": {
@@ -60,6 +61,7 @@ TEMPLATE = go.layout.Template(
             "yanchor": "bottom",
             "font": {"size": 10.5},
             "bgcolor": "rgba(0,0,0,0)",
+            "tracegroupgap": 0,
         },
         "hoverlabel": {
             "bgcolor": "#1d2431",
@@ -131,6 +133,25 @@ def empty(title: str, message: str) -> go.Figure:
         uirevision="empty",
     )
     return drawn
+
+
+def newest(rows: pd.DataFrame, most_steps: int) -> tuple[pd.DataFrame, str]:
+    """The rows of the newest `most_steps` measured steps, and what to add to the title.
+
+    A figure with a mark for each cell grows with the run; a browser must stay able to redraw it.
+    """
+    steps = sorted(rows["step"].unique())
+    if len(steps) <= most_steps:
+        return rows, ""
+    return rows[rows["step"] >= steps[-most_steps]], f", last {most_steps} measured steps"
+
+
+def room_for_labels(drawn: go.Figure) -> None:
+    """Let long tick labels and colour bars widen the margins; other figures have fixed ones.
+
+    Fixed margins keep small figures of one row alike, whatever their legends and numbers are.
+    """
+    drawn.update_layout(margin={"autoexpand": True})
 
 
 def whole_steps(drawn: go.Figure, first: int, last: int) -> None:

@@ -19,7 +19,9 @@ from workbench.plots._theme import (
     TEXT,
     empty,
     figure,
+    newest,
     paragraph,
+    room_for_labels,
     show,
     whole_steps,
 )
@@ -107,15 +109,20 @@ def alignment_over_time(alignment: pd.DataFrame, part: Part = "base") -> go.Figu
     return drawn
 
 
-def alignment_heatmap(alignment: pd.DataFrame, part: Part = "base") -> go.Figure:
+def alignment_heatmap(
+    alignment: pd.DataFrame, part: Part = "base", most_steps: int = 100
+) -> go.Figure:
     """The cosine of each layer at each step; hollow dots mark cells inside the noise band.
 
-    `alignment`: frame "alignment". Layers are in network order, the input at the bottom.
+    `alignment`: frame "alignment". Layers are in network order, the input at the bottom. Only the
+    newest `most_steps` measured steps are drawn.
     """
     title = f"{_PAIR[part]} by layer"
     rows = alignment[(alignment["part"] == part) & (alignment["layer"] != "all")]
     if rows.empty:
         return empty(title, _MISSING)
+    rows, cut = newest(rows, most_steps)
+    title += cut
     layers = layer_order(list(rows["layer"].unique()))
     steps = sorted(rows["step"].unique())
     cosine = rows.pivot(index="layer", columns="step", values="cosine").reindex(layers)
@@ -150,6 +157,7 @@ def alignment_heatmap(alignment: pd.DataFrame, part: Part = "base") -> go.Figure
             showlegend=not quiet.empty,
         )
     )
+    room_for_labels(drawn)
     drawn.update_xaxes(showgrid=False)
     drawn.update_yaxes(showgrid=False, type="category")
     if len(steps) <= 10:
@@ -182,7 +190,7 @@ def norm_ratio(alignment: pd.DataFrame) -> go.Figure:
                 )
             )
     drawn.add_hline(y=1, line={"color": MUTED, "width": 1})
-    drawn.update_yaxes(type="log", exponentformat="power")
+    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
     drawn.update_layout(hovermode="x unified", showlegend=True)
     whole_steps(drawn, int(rows["step"].min()), int(rows["step"].max()))
     return drawn
@@ -268,27 +276,27 @@ def demonstrations_scatter(
     visits = demonstrations[demonstrations["rl_alignment"].notna()]
     if visits.empty:
         return empty(title, _MISSING)
-    newest = visits.sort_values("step", kind="stable").drop_duplicates(
+    last_visits = visits.sort_values("step", kind="stable").drop_duplicates(
         "demonstration_id", keep="last"
     )
     drawn = figure(title, x="loss of the demonstration, nats a token", y="cos(demonstration, RL)")
     if reveal_quality:
-        kinds = sorted(newest["quality"].unique(), key=lambda q: (q != "clean", q))
+        kinds = sorted(last_visits["quality"].unique(), key=lambda q: (q != "clean", q))
         groups = [
             (show(kind), COLORWAY[(at + 2) % 8], _SYMBOLS[at % len(_SYMBOLS)], kind)
             for at, kind in enumerate(kinds)
         ]
         groups = [
-            (label, colour, mark, newest["quality"] == k) for label, colour, mark, k in groups
+            (label, colour, mark, last_visits["quality"] == k) for label, colour, mark, k in groups
         ]
     else:
-        helps = newest["rl_alignment"] >= 0
+        helps = last_visits["rl_alignment"] >= 0
         groups = [
             ("pushes with RL", JOINT, "circle", helps),
             ("pushes against RL", AGAINST, "diamond", ~helps),
         ]
     for label, colour, mark, mask in groups:
-        part = newest[mask]
+        part = last_visits[mask]
         drawn.add_trace(
             go.Scatter(
                 x=part["loss"].to_numpy(),

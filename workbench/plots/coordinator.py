@@ -16,6 +16,7 @@ from workbench.plots._theme import (
     MUTED,
     empty,
     figure,
+    room_for_labels,
     show,
     whole_steps,
 )
@@ -130,6 +131,7 @@ def singular_values(coordinator: pd.DataFrame, step: int | None = None) -> go.Fi
             "<extra></extra>",
         )
     )
+    room_for_labels(drawn)
     drawn.update_xaxes(showgrid=False, dtick=1 if rank <= 16 else None)
     drawn.update_yaxes(showgrid=False, type="category", tickfont={"size": 10})
     return drawn
@@ -143,7 +145,7 @@ def singular_values_over_time(coordinator: pd.DataFrame, module: str) -> go.Figu
         return empty(title, _MISSING)
     values = pd.DataFrame(list(rows["singular_values"]), index=rows["step"])
     drawn = figure(title, y="singular value")
-    shades = sample_colorscale("Viridis", list(np.linspace(0.05, 0.95, values.shape[1])))
+    shades = sample_colorscale("Viridis", list(np.linspace(0.25, 0.9, values.shape[1])))
     for number, colour in zip(values.columns, shades, strict=True):
         drawn.add_trace(
             go.Scatter(

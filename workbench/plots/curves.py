@@ -18,12 +18,13 @@ from workbench.plots._theme import (
     SFT,
     empty,
     figure,
+    newest,
     show,
     whole_steps,
 )
 from workbench.records import PHASES
 
-MARKED = ("set", "rewind", "fork")
+MARKED = ("set", "set_aside", "take_back", "rewind", "fork")
 """Commands drawn on the curves; run, pause and save change no number."""
 
 
@@ -166,7 +167,6 @@ def curves(
                 x=measured["step"].to_numpy(),
                 y=measured[line.column].to_numpy(),
                 name=line.label,
-                legendgroup=line.label,
                 showlegend=line.in_legend,
                 mode="lines+markers" if len(measured) <= 40 else "lines",
                 line={"color": line.colour, "dash": line.dash, "width": 2},
@@ -176,7 +176,7 @@ def curves(
         )
     drawn.update_layout(hovermode="x unified", showlegend=len(present) > 1)
     if sum(line.in_legend for line in present) > 3:
-        drawn.update_layout(margin={"t": 76})  # the legend takes two rows
+        drawn.update_layout(margin={"t": 72})  # the legend takes two rows
     if panel.log:
         drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
     if panel.share:
@@ -200,7 +200,6 @@ def _band(measured: pd.DataFrame, line: Line) -> go.Scatter:
         opacity=0.18,
         line={"width": 0},
         mode="lines",
-        legendgroup=line.label,
         showlegend=False,
         hoverinfo="skip",
     )
@@ -251,16 +250,17 @@ def mark_commands(drawn: go.Figure, commands: pd.DataFrame) -> None:
 def _command_label(name: str, arguments: dict[str, object]) -> str:
     if name == "set":
         return " ".join(f"{key}={value}" for key, value in arguments.items())
-    return " ".join([name, *(str(value) for value in arguments.values())])
+    return " ".join([name.replace("_", " "), *(str(value) for value in arguments.values())])
 
 
-def phase_seconds(metrics: pd.DataFrame) -> go.Figure:
-    """Seconds each phase of a step took, stacked. `metrics`: frame "metrics"."""
+def phase_seconds(metrics: pd.DataFrame, most_steps: int = 150) -> go.Figure:
+    """Seconds each phase of the newest steps took, stacked. `metrics`: frame "metrics"."""
     phases = [phase for phase in PHASES if f"seconds/{phase}" in metrics.columns]
     title = "Seconds a step"
     if metrics.empty or not phases:
         return empty(title, "Nothing measured yet: press Run, or take a step.")
-    drawn = figure(title, y="seconds")
+    metrics, cut = newest(metrics, most_steps)
+    drawn = figure(title + cut, y="seconds")
     for phase, colour in zip(phases, COLORWAY, strict=False):
         drawn.add_trace(
             go.Bar(
@@ -276,7 +276,7 @@ def phase_seconds(metrics: pd.DataFrame) -> go.Figure:
         bargap=0.15,
         hovermode="x unified",
         legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"},
-        margin={"t": 40},
+        margin={"t": 40, "r": 90},
     )
     whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
     return drawn

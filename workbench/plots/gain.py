@@ -17,7 +17,9 @@ from workbench.plots._theme import (
     SFT,
     empty,
     figure,
+    newest,
     paragraph,
+    room_for_labels,
     show,
     whole_steps,
 )
@@ -67,18 +69,22 @@ def gain_heatmap(
     estimator: Literal["paired", "shared"] = "paired",
     rows: Literal["prompt", "rank"] = "prompt",
     most_prompts: int = 60,
+    most_steps: int = 150,
 ) -> go.Figure:
     """Gain as prompt × step, vermilion below zero and blue above; × where it was blanked.
 
     `gain`: frame "gain". `rows="prompt"`: one row a prompt, the highest mean gain on top; at most
     `most_prompts` of them, those measured most often. `rows="rank"`: each column sorted by itself,
-    which shows the distribution over time where prompts seldom come back. The custom data of a cell
-    is its prompt_id, empty where nothing was measured.
+    which shows the distribution over time where prompts seldom come back. Only the newest
+    `most_steps` measured steps are drawn. The custom data of a cell is its prompt_id, empty where
+    nothing was measured.
     """
     title = f"Cooperative gain by prompt and step ({estimator} estimate)"
     chosen = gain[gain["estimator"] == estimator].reset_index(drop=True)
     if chosen.empty:
         return empty(title, _MISSING[estimator])
+    chosen, cut = newest(chosen, most_steps)
+    title += cut
     if rows == "prompt":
         order = chosen.groupby("prompt_id")["gain"].agg(["size", "mean"])
         kept = order.sort_values("size", ascending=False, kind="stable").head(most_prompts)
@@ -136,6 +142,7 @@ def gain_heatmap(
             showlegend=bool(blanked.any()),
         )
     )
+    room_for_labels(drawn)
     drawn.update_xaxes(type="category", tickangle=0, showgrid=False)
     drawn.update_yaxes(showgrid=False)
     if rows == "prompt":
@@ -241,12 +248,16 @@ def gain_over_time(gain: pd.DataFrame) -> go.Figure:
     return drawn
 
 
-def gain_shares(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> go.Figure:
+def gain_shares(
+    gain: pd.DataFrame, estimator: Literal["paired", "shared"] = "paired", most_steps: int = 150
+) -> go.Figure:
     """Share of prompts helped, hurt, undecided and blanked at each step. `gain`: frame "gain"."""
     title = f"Prompts helped and hurt ({estimator})"
     chosen = gain[gain["estimator"] == estimator]
     if chosen.empty:
         return empty(title, _MISSING[estimator])
+    chosen, cut = newest(chosen, most_steps)
+    title += cut
     shares = pd.crosstab(chosen["step"], verdicts(chosen), normalize="index")
     drawn = figure(title, y="share of prompts")
     looks = {

@@ -33,7 +33,7 @@ HELP = (
     "noise makes it: a hollow point inside the band says nothing, a filled one outside it is "
     "real. Below the band, learning from the demonstrations undoes what RL does. Each "
     "demonstration has its own number: how much learning from it alone pushes where RL wants to "
-    "go."
+    "go. One that hurts can be set aside; it can be taken back."
 )
 _PARTS: dict[str, plots.Part] = {
     "θ (model)": "base",
@@ -83,6 +83,10 @@ def build(session: Session) -> View:
             table = live_table(380, "demonstration-table")
         with gr.Column(scale=1, min_width=300):
             detail = page(quiet("Click a demonstration to read it."), "demonstration-detail")
+            picked = gr.State("")
+            with gr.Row(visible=False) as decide:
+                aside = gr.Button("Set it aside", size="md", elem_id="set-aside")
+                back = gr.Button("Take it back", size="md", elem_id="take-back")
 
     def draw(values: Values) -> Updates:
         alignment, demonstrations = session.frame("alignment"), session.frame("demonstrations")
@@ -105,11 +109,23 @@ def build(session: Session) -> View:
     for control in (part, reveal):
         control.input(draw, view.inputs, view.outputs, **quietly)
 
-    def pick(show_quality: bool, event: gr.EventData) -> str:
-        return demonstration_detail(session.frame("demonstrations"), event.value, show_quality)
+    def pick(show_quality: bool, event: gr.EventData) -> tuple[Any, ...]:
+        text = demonstration_detail(session, event.value, show_quality)
+        return text, event.value, gr.Row(visible=True)
 
     for source in (scatter, table):
-        source.pick(told(pick), reveal, detail, **quietly)
+        source.pick(told(pick), reveal, [detail, picked, decide], **quietly)
+
+    def set_aside(name: str, show_quality: bool) -> str:
+        session.set_aside(name)
+        return demonstration_detail(session, name, show_quality)
+
+    def take_back(name: str, show_quality: bool) -> str:
+        session.take_back(name)
+        return demonstration_detail(session, name, show_quality)
+
+    aside.click(told(set_aside), [picked, reveal], detail, **quietly)
+    back.click(told(take_back), [picked, reveal], detail, **quietly)
     return view
 
 
@@ -143,11 +159,9 @@ def demonstration_table(demonstrations: pd.DataFrame, show_quality: bool) -> str
     return table_json(columns, rows, list(newest["demonstration_id"]), empty)
 
 
-def demonstration_detail(
-    demonstrations: pd.DataFrame, demonstration_id: str, show_quality: bool
-) -> str:
+def demonstration_detail(session: Session, demonstration_id: str, show_quality: bool) -> str:
     """One demonstration, with its numbers at its newest visit, as HTML."""
-    found = _newest(demonstrations)
+    found = _newest(session.frame("demonstrations"))
     row = found[found["demonstration_id"] == demonstration_id].iloc[0]
     note = (
         f"step {row['step']}: inner product with RL {row['rl_alignment']:+.3g}, "
@@ -155,5 +169,7 @@ def demonstration_detail(
     )
     if show_quality:
         note += f", hidden quality: {row['quality']}"
+    if demonstration_id in session.config.get("set_aside"):
+        note += "; set aside: no step draws it"
     body = prompt_block(row["prompt"]) + prompt_block(row["solution"])
     return card(demonstration_id, note, None, body)

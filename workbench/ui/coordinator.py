@@ -74,14 +74,25 @@ def build(session: Session) -> View:
         norms = live_plot(320, "plot-coordinator-norms")
         spectrum = live_plot(320, "plot-singular-values")
 
+    with gr.Row():
+        ask_dose = gr.Button("Measure the reward at every scale", size="md", elem_id="ask-dose")
+        ask_ablation = gr.Button(
+            "Switch off one layer at a time", size="md", elem_id="ask-ablation"
+        )
+    with gr.Row():
+        dose = live_plot(280, "plot-dose")
+        ablation = live_plot(280, "plot-ablation")
+
     def draw(values: Values) -> Updates:
         coordinator = session.frame("coordinator")
         updates: Updates = {
             norms: figure_json(plots.coordinator_norms(coordinator)),
             spectrum: figure_json(plots.singular_values(coordinator)),
         }
-        if not values[bars]:
+        if not values[bars]:  # asked for by nobody yet: hints
             updates[bars] = figure_json(plots.logprob_difference([], [], []))
+            updates[dose] = figure_json(plots.dose_response([]))
+            updates[ablation] = figure_json(plots.coordinator_ablation([]))
         return updates
 
     def take(name: str) -> tuple[str, str]:
@@ -110,7 +121,16 @@ def build(session: Session) -> View:
     wire["show_progress"] = "minimal"
     asked = [prompt, answer, scale, count, greedy, seed]
     compare.click(told(show), asked, [texts, bars], **wire)
-    return View({bars}, {norms, spectrum, bars}, draw)
+
+    def measure_dose() -> str:
+        return figure_json(plots.dose_response(session.dose_response()))
+
+    def measure_ablation() -> str:
+        return figure_json(plots.coordinator_ablation(session.coordinator_ablation()))
+
+    ask_dose.click(told(measure_dose), None, dose, **wire)
+    ask_ablation.click(told(measure_ablation), None, ablation, **wire)
+    return View({bars}, {norms, spectrum, bars, dose, ablation}, draw)
 
 
 def effects_html(prompt: str, effects: list[CoordinatorEffect]) -> str:

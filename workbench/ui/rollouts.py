@@ -51,7 +51,7 @@ def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
     with gr.Row(equal_height=True):
-        step = gr.Slider(0, 1, 0, step=1, label="Step", elem_id="rollout-step", scale=3)
+        step = gr.Slider(1, 2, 1, step=1, label="Step", elem_id="rollout-step", scale=3)
         follow = gr.Checkbox(True, label="Follow the newest step", elem_id="follow", scale=1)
         by = gr.Dropdown(
             list(plots.COLOURINGS.items()),
@@ -74,12 +74,16 @@ def build(session: Session) -> View:
             detail: rollout_detail(session, row_id, colouring),
         }
 
+    highest = 2  # of any browser's slider: a value above a slider's end would be refused
+
     def draw(values: Values) -> Updates:
+        nonlocal highest
         last = session.reader.last_step()
         if last == 0:
-            return {table: rollout_table(None, ""), step: gr.Slider(minimum=0, maximum=1, value=0)}
-        number = last if values[follow] else min(max(int(values[step]), 1), last)
-        slider = gr.Slider(minimum=1, maximum=max(last, 2), value=number)
+            return {table: rollout_table(None, "")}
+        highest = max(highest, last)
+        number = last if values[follow] else min(int(values[step]), last)
+        slider = gr.Slider(maximum=highest, value=number)
         return {step: slider} | shown(number, values[selected], values[by])
 
     view = View({step, follow, by, selected}, {step, table, selected, detail}, draw)
@@ -87,9 +91,9 @@ def build(session: Session) -> View:
 
     def choose_step(values: Values) -> Updates:
         last = session.reader.last_step()
-        number = min(max(int(values[step]), 1), last)
         if last == 0:
             return {follow: True}
+        number = min(int(values[step]), last)
         return {follow: number == last} | shown(number, "", values[by])
 
     step.input(told(choose_step), view.inputs, view.outputs | {follow}, **quietly)

@@ -39,11 +39,12 @@ def build(session: Session) -> View:
     with gr.Row(equal_height=False):
         with gr.Column(scale=0, min_width=320):
             _controls(session)
+            with gr.Accordion("Findings", open=True):
+                findings = page("", "findings")
             knobs = _knobs(session)
-            gr.Markdown("### Findings")
-            findings = page("", "findings")
         with gr.Column(scale=1, min_width=600):
             figures = _figures()
+            seconds = live_plot(250, "plot-seconds")
     seen_settings = gr.State("")
 
     def draw(values: Values) -> Updates:
@@ -52,6 +53,7 @@ def build(session: Session) -> View:
         updates: Updates = {
             plot: figure_json(plots.curves(metrics, name, live)) for name, plot in figures.items()
         }
+        updates[seconds] = figure_json(plots.phase_seconds(metrics))
         updates[findings] = findings_html(session.frame("findings"))
         settings = repr([session.config.get(knob.name) for knob in session.knobs])
         if settings != values[seen_settings]:  # else: leave what is being typed
@@ -60,7 +62,7 @@ def build(session: Session) -> View:
                 updates[knobs[knob.name]] = session.config.get(knob.name)
         return updates
 
-    outputs = {*figures.values(), findings, seen_settings, *knobs.values()}
+    outputs = {*figures.values(), seconds, findings, seen_settings, *knobs.values()}
     return View({seen_settings}, outputs, draw)
 
 
@@ -170,7 +172,7 @@ def _figures() -> dict[str, Any]:
     for at in range(0, len(names), 3):
         with gr.Row():
             for name in names[at : at + 3]:
-                figures[name] = live_plot(236, f"plot-{name}")
+                figures[name] = live_plot(246, f"plot-{name}")
     return figures
 
 
