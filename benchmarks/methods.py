@@ -6,7 +6,7 @@
 
 How it is kept fair:
 
-- Every method gets the same number of learning-rate trials, from the preset's value outwards. One
+- Every method gets the same number of learning-rate trials, from the middle outwards. One
   rate is tuned where a method trains θ only; BRIDGE has two (θ and w) and no more trials for it.
 - Trials use their own run seed AND their own task seed (other prompts, demonstrations and
   validation problems). The best mean greedy validation accuracy after a third, two thirds and
@@ -38,19 +38,19 @@ from tqdm import tqdm
 
 METHODS = ("sft", "grpo", "naive_mix", "bridge")
 LEARNING_RATES: dict[str, list[tuple[float, float]]] = {
-    # (base_lr, coordinator_lr), the preset's first, then outwards. The second is idle where w is.
-    "sft": [(r, 0.0) for r in (5e-5, 1e-4, 2.5e-5, 2e-4, 1e-5, 4e-4, 5e-6, 8e-4)],
-    "grpo": [(r, 0.0) for r in (5e-5, 1e-4, 2.5e-5, 2e-4, 1e-5, 4e-4, 5e-6, 8e-4)],
-    "naive_mix": [(r, 0.0) for r in (5e-5, 1e-4, 2.5e-5, 2e-4, 1e-5, 4e-4, 5e-6, 8e-4)],
+    # (base_lr, coordinator_lr), from the middle outwards. The second is idle where w is.
+    "sft": [(r, 0.0) for r in (1e-4, 5e-5, 2e-4, 2.5e-5, 4e-4, 1e-5, 8e-4, 5e-6)],
+    "grpo": [(r, 0.0) for r in (1e-4, 5e-5, 2e-4, 2.5e-5, 4e-4, 1e-5, 8e-4, 5e-6)],
+    "naive_mix": [(r, 0.0) for r in (1e-4, 5e-5, 2e-4, 2.5e-5, 4e-4, 1e-5, 8e-4, 5e-6)],
     "bridge": [
-        (5e-5, 5e-4),
         (1e-4, 5e-4),
-        (5e-5, 1e-4),
+        (5e-5, 5e-4),
         (2e-4, 5e-4),
         (1e-4, 2e-3),
+        (1e-4, 1e-4),
         (2.5e-5, 5e-4),
-        (2e-4, 2e-3),
         (4e-4, 5e-4),
+        (2e-4, 2e-3),
     ],
 }
 TRIAL_SEED = 1000  # run seed and task seed of the trials; reported runs use neither
@@ -284,7 +284,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--steps", type=int, help="steps of each run (60)")
     parser.add_argument("--seeds", type=int, help="reported seeds (3)")
-    parser.add_argument("--trials", type=int, help="learning-rate trials of each method (6)")
+    parser.add_argument("--trials", type=int, help="learning-rate trials of each method (3)")
     parser.add_argument("--problems", type=int, help="held-out problems of each split (256)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, help="threads of each run (cores / jobs)")
@@ -292,7 +292,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="2 steps, 2 trials, 1 seed")
     args = parser.parse_args()
     quick = {"steps": 2, "seeds": 1, "trials": 2, "problems": 16}
-    full = {"steps": 60, "seeds": 3, "trials": 6, "problems": 256}
+    full = {"steps": 60, "seeds": 3, "trials": 3, "problems": 256}
     for name, value in (quick if args.quick else full).items():
         if getattr(args, name) is None:
             setattr(args, name, value)

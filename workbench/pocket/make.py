@@ -7,7 +7,7 @@ the *base* model can do something that it seldom does:
 - it can add, and it can work out a chain of any length, when the prompt begins with '!';
 - on a plain prompt it gives the answer at once (mostly wrong), or works out a three-term chain,
   or, on longer chains, stops its working after two steps and gives a wrong answer. Full working of
-  a plain long chain is a few in a thousand.
+  a plain long chain is a few in ten thousand.
 
 RL finds "work out three terms" soon and "do not stop after two steps" late, since it hardly ever
 samples it; demonstrations show it at once. README.md beside this file has the measured curves.
@@ -103,7 +103,7 @@ class Mix:
 
 
 SKILL = Mix(0.35, 0.30, 0.15, 0.45, 0.47, 0.03)
-HABIT = Mix(0.15, 0.25, 0.20, 0.45, 0.697, 0.003)
+HABIT = Mix(0.15, 0.25, 0.20, 0.45, 0.70, 0.0003)
 
 
 def draw_document(rng: random.Random, mix: Mix) -> tuple[str, str]:
