@@ -52,6 +52,8 @@ class Engine:
         if method.demonstrations:
             self._check_aside("set_aside", config.training.set_aside, config)
         self.step_number = 0
+        self.in_step = True
+        """Whether memory is the end of the folder's last step; a fault may have parted them."""
 
     # --- stepping ---------------------------------------------------------------------------
 
@@ -159,6 +161,12 @@ class Engine:
                 self.step_number = number + 1
                 self._compare(record)
 
+    def catch_up(self) -> None:
+        """Bring memory back to the end of the last recorded step, where a fault parted them."""
+        if not self.in_step:
+            self.travel(self.store.last_step(), lambda phase: None)
+            self.in_step = True
+
     def _compare(self, record: StepRecord) -> None:
         recorded = open_run(self.store.path).record(record.step).metrics
         different = {
@@ -185,8 +193,14 @@ class Engine:
     def rewind(self, to_step: int, control: Control) -> None:
         """Go back to the end of `to_step`; later rows stay in the folder, superseded."""
         self._check_reachable(to_step)
-        self.travel(to_step, control)
-        self.store.rewind(to_step)
+        self.in_step = False
+        try:
+            self.travel(to_step, control)
+            self.store.rewind(to_step)
+        except BaseException:
+            self.catch_up()
+            raise
+        self.in_step = True
 
     def fork(self, path: Path, at_step: int, changes: dict[str, Any]) -> None:
         """Make a new run folder that starts at the end of `at_step` with settings changed.
@@ -208,11 +222,7 @@ class Engine:
                 config = config.with_changes(set_aside=[])  # equal ids are other ones there
             start = self.snapshot()
             start.state["config"] = config.model_dump(mode="json")
-            fork = self.store.fork(path, at_step, config)
-            try:
-                fork.save_snapshot(start)
-            finally:
-                fork.close()
+            self.store.fork(path, at_step, config, start).close()
         finally:
             self.restore(here)
 

@@ -32,7 +32,9 @@ class Looking:
     _worker: Worker
 
     def problems(self, split: Split = "train") -> list[Problem]:
-        """The problems of a split."""
+        """The problems of a split. Raises SessionError where there is no such split."""
+        if split not in get_args(Split):
+            raise SessionError(f"no split {split!r}; there are {', '.join(get_args(Split))}")
         return list(self._worker.engine.task.problems(split))
 
     def sample(

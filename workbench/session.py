@@ -8,20 +8,36 @@ purpose), so the step after a look, a pause or a rewind is bit-identical.
 from __future__ import annotations
 
 import html
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 from tqdm.auto import tqdm
 
-from workbench.config import KNOBS, Knob, RunConfig
+from workbench.config import KNOBS, ConfigError, Knob, RunConfig
 from workbench.looking import Looking
 from workbench.records import StepRecord
 from workbench.store import Run, RunStore, open_run
 from workbench.worker import Progress, SessionError, State, Worker
+
+
+def _plain(changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a command's record keeps them: NumPy's numbers as numbers, sections as tables."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json")
+        raise ConfigError(f"a setting is a number, text, list or table (got {value!r})")
+
+    return json.loads(json.dumps(changes, default=plain))
 
 
 class _Resume:
@@ -104,6 +120,7 @@ class Session(Looking):
 
         Raises SessionError where the run is going already, or where the step was not applied.
         """
+        wanted = self.step_number + 1
         self._worker.go("step", 1)
         try:
             self.wait()
@@ -112,7 +129,8 @@ class Session(Looking):
             raise
         self._raise_own_stop()
         record = self._worker.last_record
-        assert record is not None
+        if self.step_number < wanted or record is None:
+            raise SessionError(f"step: {self.state} before step {wanted} was finished")
         return record
 
     def run(self, steps: int | None = None) -> None:
@@ -121,8 +139,8 @@ class Session(Looking):
         Ctrl-C pauses at the next control point and returns. Raises SessionError where a step was
         not applied.
         """
-        self._worker.go("run", steps)
         start = self.step_number
+        self._worker.go("run", steps)
         with tqdm(total=steps, unit="step", desc=self.config.method, dynamic_ncols=True) as bar:
             try:
                 while self._worker.busy:
@@ -175,7 +193,8 @@ class Session(Looking):
 
         Raises ConfigError where a setting is unknown, out of range or not live.
         """
-        self._worker.post("set", "change", lambda: self._worker.engine.set(changes), **changes)
+        plain = _plain(changes)
+        self._worker.post("set", "change", lambda: self._worker.engine.set(plain), **plain)
 
     def set_aside(self, ids: str | Iterable[str]) -> None:
         """Draw these demonstrations no more, from the next step on; the others keep their places.
@@ -209,6 +228,7 @@ class Session(Looking):
     def _rewind(self, step: int) -> None:
         self._must_stand("rewind")
         self._worker.engine.rewind(step, lambda phase: None)
+        self._worker.last_record = None  # superseded
 
     def fork(self, run_dir: str | Path, step: int | None = None, **changes: Any) -> Session:
         """A new run in `run_dir` that starts at the end of `step` (default: the last) with changes.
@@ -216,14 +236,14 @@ class Session(Looking):
         Any setting but the model's may change. Raises ConfigError, RunFolderError; SessionError
         while the run is going.
         """
-        path = Path(run_dir)
+        path, plain = Path(run_dir), _plain(changes)
 
         def work() -> None:
             self._must_stand("fork")
             at = self.step_number if step is None else step
-            self._worker.engine.fork(path, at, changes)
+            self._worker.engine.fork(path, at, plain)
 
-        self._worker.post("fork", "change", work, run_dir=str(run_dir), step=step, **changes)
+        self._worker.post("fork", "change", work, run_dir=str(run_dir), step=step, **plain)
         return Session.open(path)
 
     def _must_stand(self, name: str) -> None:

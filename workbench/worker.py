@@ -81,7 +81,6 @@ class Worker:
         self._target: int | None = None
         self._closing = False
         self._phase = ""
-        self._out_of_step = False  # memory may be ahead of the folder, after a fault
         self._seconds: deque[float] = deque(maxlen=8)
         ready: Future[None] = Future()
         self._thread = threading.Thread(
@@ -92,7 +91,7 @@ class Worker:
 
     # --- from any thread --------------------------------------------------------------------
 
-    def post(self, name: str, kind: Kind, action: Callable[[], T], **arguments: Any) -> T:
+    def post(self, name: str, kind: Kind, action: Callable[[], T], /, **arguments: Any) -> T:
         """Have the worker do `action`, wait, and return its result or raise its error."""
         future: Future[T] = Future()
         with self.changed:
@@ -226,6 +225,8 @@ class Worker:
     def _do(self, command: _Command) -> None:
         outcome, result, failure = "done", None, None
         try:
+            if command.kind != "flow":
+                self.engine.catch_up()
             result = command.action()
         except BaseException as error:
             outcome, failure = f"{type(error).__name__}: {error}", error
@@ -254,9 +255,7 @@ class Worker:
     def _one_step(self) -> None:
         started = time.monotonic()
         try:
-            if self._out_of_step:
-                self.engine.travel(self.engine.store.last_step(), lambda phase: None)
-                self._out_of_step = False
+            self.engine.catch_up()
             record = self.engine.step(self._control)
         except _Abandon:
             self._phase = ""
@@ -265,7 +264,7 @@ class Worker:
             self._stop("paused", error, {"phase": error.phase, "tensor": error.tensor})
             return
         except Exception as error:  # a fault of the machine or of ours: keep the run, say it
-            self._out_of_step = True
+            self.engine.in_step = False
             self._stop("failed", error, {"phase": self._phase, "type": type(error).__name__})
             return
         self._phase = ""
@@ -310,7 +309,7 @@ class Worker:
     def _shut(self) -> None:
         store = self.engine.store
         try:
-            if not self._out_of_step and self.engine.step_number not in store.snapshot_steps():
+            if self.engine.in_step and self.engine.step_number not in store.snapshot_steps():
                 self.engine.save()
             self._record("close", {}, "done")
             store.set_status("closed")

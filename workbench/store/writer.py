@@ -177,11 +177,14 @@ class RunStore:
     def save_snapshot(self, snapshot: Snapshot) -> Path:
         """Write a snapshot, whole or not at all, and delete those the config does not keep.
 
-        It replaces one of the same step. It is offered once its step is recorded.
+        It replaces one of the same step. It is offered once its step is recorded. The first of a
+        fork is kept: its config begins there.
         """
         folder = snapshots.write(self._snapshots, snapshot)
+        first = schema.read_meta(self._db).get("forked_from", {}).get("step", 0)
         for step in snapshots.superfluous(self.snapshot_steps(), self.config.snapshots):
-            snapshots.remove(self._snapshots, step)
+            if step != first:
+                snapshots.remove(self._snapshots, step)
         return folder
 
     def load_snapshot(self, step: int) -> Snapshot:
@@ -208,12 +211,19 @@ class RunStore:
         where = f"{named} AND outcome = 'done' AND timeline >= ? AND {_live('commands')}"
         return schema.select(self._db, "commands", where, *names, since)
 
-    def fork(self, path: str | Path, at_step: int, config: RunConfig | None = None) -> RunStore:
+    def fork(
+        self,
+        path: str | Path,
+        at_step: int,
+        config: RunConfig | None = None,
+        start: Snapshot | None = None,
+    ) -> RunStore:
         """Start a new run from the end of a step of this one, and open it.
 
         It gets the live history up to the step and the snapshots up to it (as hard links where the
         file system can), and goes on in a timeline of its own. `config` replaces the config, live
-        changes included. Raises RunFolderError where the folder exists or the step is not recorded.
+        changes included, and `start` the snapshot of the step. Raises RunFolderError where the
+        folder exists or the step is not recorded.
         """
         target = Path(path).absolute()
         self._check_step("fork at", at_step)
@@ -227,6 +237,8 @@ class RunStore:
             raise RunFolderError(f"cannot make a run at {path}: {error.strerror}") from None
         try:
             self._copy_history(building, target, at_step, config)
+            if start is not None:
+                snapshots.write(building / SNAPSHOTS, start)
             sync_tree(building)
             os.rename(building, target)
             sync(target.parent)
