@@ -259,7 +259,8 @@ def sweep_table(results: list[Result], args: argparse.Namespace, chosen: dict[st
     """All trials, in Markdown, the chosen ones in bold."""
     lines = ["| trial | learning rate (θ, w) | mean validation, % |", "|---|---|---|"]
     for method in args.methods:
-        mine = sorted((r for r in results if r.job.method == method), key=lambda r: r.job.base_lr)
+        mine = [r for r in results if r.job.method == method]
+        mine.sort(key=lambda r: (r.job.base_lr, r.job.coordinator_lr))
         for r in mine:
             bold = "**" if r.job == chosen[method] else ""
             mean = f"{bold}{100 * statistics.mean(r.accuracy):.1f}{bold}"
