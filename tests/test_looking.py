@@ -1,8 +1,8 @@
-"""Looks of a Session: what they answer, and that the run goes on as if nobody had looked."""
+"""Looks of a Session: what they answer. That they change nothing: test_session.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,21 @@ import pytest
 from tests.training.tiny import save_tiny_llama, small_config
 from workbench import Session
 from workbench.config import RunConfig
-from workbench.records import StepRecord
+from workbench.store import RunFolderError
 from workbench.worker import SessionError
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-    return small_config(folder, snapshot_every=1)
+    return small_config(
+        folder,
+        snapshot_every=1,
+        paired_gain_every=1,
+        paired_prompts=2,
+        paired_rollouts=2,
+        reward_flip=0.4,  # an untrained model earns nothing else, and would not move
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,32 +34,6 @@ def session(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iter
         session.step()
         session.step()
         yield session
-
-
-@pytest.fixture(scope="module")
-def undisturbed(session: Session) -> StepRecord:
-    return session.record(2)
-
-
-LOOKS: dict[str, Callable[[Session], object]] = {
-    "dose_response": lambda s: s.dose_response([0.0, 2.0], n=2, rollouts=2),
-    "coordinator_ablation": lambda s: s.coordinator_ablation(n=2, rollouts=2),
-}
-
-
-@pytest.mark.parametrize("name", LOOKS)
-def test_the_step_after_a_look_is_the_same_to_the_last_bit(
-    name: str, config: RunConfig, undisturbed: StepRecord, tmp_path: Path
-) -> None:
-    with Session(config, tmp_path / "run") as session:
-        session.step()
-        assert LOOKS[name](session)
-        found = session.step()
-    assert found.rollouts == undisturbed.rollouts
-    assert found.metrics.keys() <= undisturbed.metrics.keys()
-    for metric, value in found.metrics.items():
-        if not metric.startswith("seconds/"):
-            assert value == undisturbed.metrics[metric], metric
 
 
 def test_a_dose_response_is_about_the_problems_asked_for(session: Session) -> None:
@@ -67,6 +48,80 @@ def test_a_dose_response_is_about_the_problems_asked_for(session: Session) -> No
 def test_an_ablation_has_a_row_for_the_whole_and_one_a_layer(session: Session) -> None:
     rows = session.coordinator_ablation(n=2, rollouts=2)
     assert [row.layer for row in rows] == ["all", "layers.0", "layers.1"]
+
+
+def test_the_snapshot_that_drew_a_rollout_draws_it_again(session: Session) -> None:
+    """Step 2's rollouts, and its paired ones, were drawn by the weights that step 1 left."""
+    rows = session.record(2).rollouts
+    assert {row.purpose for row in rows} == {"train", "paired"}
+    for row in rows:
+        if row.sequence % 3 == 0:
+            (found,) = session.counterfactual(
+                2,
+                row.sequence,
+                purpose=row.purpose,
+                written_by=row.policy,
+                policy=row.policy,
+                snapshot_step=1,
+            )
+            assert found.factual.token_ids == row.token_ids
+            assert found.other.token_ids == row.token_ids
+            assert found.first_parting is None
+            assert found.logprob == pytest.approx(row.sampling_logprob, abs=1e-5)
+            assert (found.noise, found.snapshot_step) == ("own", 1)
+
+
+def test_the_present_policy_is_another_than_the_one_that_drew_a_rollout(session: Session) -> None:
+    (now,) = session.counterfactual(1, 2)
+    (then,) = session.counterfactual(1, 2, snapshot_step=0)
+    assert now.snapshot_step is None
+    assert now.logprob != pytest.approx(then.logprob, abs=1e-4)
+
+
+def test_a_pasted_text_gets_one_completion_for_each_draw_of_noise(session: Session) -> None:
+    found = session.counterfactual(prompt="1+2=?\n", text="1+2=3\n#3", answer="3", rollouts=3)
+    assert [one.first_parting for one in found] == [None] * 3
+    assert [one.other.completion for one in found] == ["1+2=3\n#3"] * 3  # longer than any rollout
+    assert [one.noise for one in found] == ["hindsight"] * 3
+    assert found[0].factual.reward == 1
+    off = session.counterfactual(
+        prompt="1+2=?\n", text="1+2=3\n#3", policy="reference", rollouts=3, seed=1
+    )
+    assert any(one.first_parting is not None for one in off)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"step": 1}, SessionError, "give step and sequence, or prompt and text"),
+        ({"prompt": "1"}, SessionError, "give step and sequence, or prompt and text"),
+        (
+            {"step": 1, "sequence": 0, "prompt": "1", "text": "2"},
+            SessionError,
+            "give step and sequence, or prompt and text",
+        ),
+        ({"step": 1, "sequence": 99}, SessionError, "no train rollout 99 of joint"),
+        ({"step": 9, "sequence": 0}, RunFolderError, "no step 9"),
+        ({"step": 1, "sequence": 0, "snapshot_step": 7}, RunFolderError, "no snapshot of step 7"),
+        ({"prompt": "1", "text": "", "finished": False}, SessionError, "must not be empty"),
+        ({"prompt": "1", "text": "2", "rollouts": 0}, SessionError, "rollouts must be at least 1"),
+        ({"step": 1, "sequence": 0, "rollouts": 2}, SessionError, "one completion"),
+    ],
+)
+def test_impossible_counterfactuals_are_refused_in_one_line(
+    session: Session, asked: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        session.counterfactual(**asked)
+
+
+def test_a_fork_cannot_make_its_trunks_noise_again(session: Session, tmp_path: Path) -> None:
+    with session.fork(tmp_path / "fork", step=1, seed=5) as fork:
+        with pytest.raises(SessionError, match="forked from"):
+            fork.counterfactual(1, 0)
+        fork.step()
+        (found,) = fork.counterfactual(2, 0, snapshot_step=1)
+        assert found.first_parting is None
 
 
 @pytest.mark.parametrize(

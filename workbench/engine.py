@@ -129,16 +129,20 @@ class Engine:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over a snapshot's weights, optimizers, step and config."""
-        base = snapshot.tensors[BASE]
-        self.policy.load_arrays(
-            base,
-            # a run forked from a method without θ̂ starts it as a copy of θ
-            snapshot.tensors.get(BASELINE, base) if self.policy.baseline is not None else {},
-            snapshot.tensors[COORDINATOR],
-        )
+        load_weights(self.policy, snapshot)
         self.trainer.load_optimizer_arrays(snapshot.tensors[OPTIMIZERS])
         self.step_number = snapshot.step
         self.use(RunConfig.parse(snapshot.state["config"]))
+
+    def policy_at(self, step: int) -> Policy:
+        """A copy of the policy with the weights of a snapshot; the run's own stays as it is.
+
+        Raises RunFolderError where there is no snapshot of that step.
+        """
+        snapshot = self.store.load_snapshot(step)
+        policy = self.policy.scratch()
+        load_weights(policy, snapshot)
+        return policy
 
     # --- time travel ------------------------------------------------------------------------
 
@@ -252,3 +256,14 @@ def _changed(config: RunConfig, row: CommandRow) -> RunConfig:
     ids = row.arguments["ids"]
     assert isinstance(ids, list)
     return _with_aside(config, row.name, ids)
+
+
+def load_weights(policy: Policy, snapshot: Snapshot) -> None:
+    """Give a policy the θ, θ̂ and w of a snapshot."""
+    base = snapshot.tensors[BASE]
+    policy.load_arrays(
+        base,
+        # a run forked from a method without θ̂ starts it as a copy of θ
+        snapshot.tensors.get(BASELINE, base) if policy.baseline is not None else {},
+        snapshot.tensors[COORDINATOR],
+    )

@@ -8,16 +8,32 @@ after a look is bit-identical.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 from workbench.policy import PolicyName
 from workbench.probes.ablation import coordinator_ablation
 from workbench.probes.coordinator import draw_samples, effect
+from workbench.probes.counterfactual import (
+    Writer,
+    counterfactuals,
+    own_noise,
+    pasted,
+    recorded,
+)
 from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
-from workbench.records import AblationRow, CoordinatorEffect, DoseRow, GainRow, Sample
+from workbench.records import (
+    AblationRow,
+    CoordinatorEffect,
+    Counterfactual,
+    DoseRow,
+    GainRow,
+    RolloutRow,
+    Sample,
+)
 from workbench.sampling import Noise
+from workbench.store import Run
 from workbench.tasks.problem import Problem, Split
 from workbench.training.measure import probe_set
 from workbench.worker import SessionError, Worker
@@ -30,6 +46,7 @@ class Looking:
     """The looks of a Session; they share its worker."""
 
     _worker: Worker
+    reader: Run
 
     def problems(self, split: Split = "train") -> list[Problem]:
         """The problems of a split. Raises SessionError where there is no such split."""
@@ -107,6 +124,108 @@ class Looking:
             )
 
         return self._worker.post("coordinator_effect", "look", look)
+
+    def counterfactual(
+        self,
+        step: int | None = None,
+        sequence: int | None = None,
+        *,
+        purpose: Literal["train", "paired"] = "train",
+        prompt: str | None = None,
+        text: str | None = None,
+        answer: str | None = None,
+        finished: bool = True,
+        written_by: PolicyName = "joint",
+        policy: PolicyName = "joint",
+        coordinator: float = 1.0,
+        snapshot_step: int | None = None,
+        rollouts: int = 1,
+        seed: int = 0,
+    ) -> list[Counterfactual]:
+        """What another policy makes of a text, and would have written on the same noise.
+
+        The text is a recorded rollout, by `step` and `sequence` (of `purpose`; `written_by` tells
+        paired rollouts apart), on its own noise; or any `text` behind a `prompt`, taken to be
+        written by `written_by` as it is now, on `rollouts` draws of noise that fit it (`finished`:
+        it ended by itself). The other policy is `policy` with the coordinator at scale
+        `coordinator`, as it is now or as in the snapshot of `snapshot_step`. One entry a rollout.
+
+        Changes nothing in the run. Raises SessionError, and RunFolderError where there is no such
+        step or snapshot.
+        """
+        engine = self._worker.engine
+        temperature = engine.config.sampling.temperature
+        longest = engine.config.sampling.max_new_tokens
+
+        def reward(asked: str, completion: str) -> float:
+            if answer is None:
+                return self._reward(asked, completion)
+            return engine.task.reward(completion, Problem("typed", asked, answer))
+
+        def look() -> list[Counterfactual]:
+            self._check_policy(policy)
+            self._check_policy(written_by)
+            weights = engine.policy if snapshot_step is None else engine.policy_at(snapshot_step)
+            other = Writer(weights, policy, coordinator, snapshot_step)
+            if rollouts < 1:
+                raise SessionError(f"counterfactual: rollouts must be at least 1 (got {rollouts})")
+            if step is not None and sequence is not None and prompt is None and text is None:
+                if rollouts > 1:
+                    raise SessionError(
+                        "counterfactual: a rollout's own noise gives one completion, "
+                        f"not {rollouts}"
+                    )
+                row = self._recorded(step, sequence, purpose, written_by)
+                return counterfactuals(
+                    recorded(row),
+                    other,
+                    own_noise(row, engine.config.seed),
+                    "own",
+                    sequences=[row.sequence],
+                    max_new_tokens=longest,
+                    temperature=temperature,
+                    reward=reward,
+                )
+            if prompt is None or text is None or step is not None or sequence is not None:
+                raise SessionError("counterfactual: give step and sequence, or prompt and text")
+            if not text and not finished:
+                raise SessionError("counterfactual: an unfinished text must not be empty")
+            writer = Writer(engine.policy, written_by)
+            factual = pasted(
+                writer, prompt, text, finished=finished, temperature=temperature, reward=reward
+            )
+            noise = writer.hindsight(
+                prompt, factual.token_ids, Noise(seed, 0, "hindsight"), rollouts, temperature
+            )
+            return counterfactuals(
+                factual,
+                other,
+                noise,
+                "hindsight",
+                sequences=range(rollouts),
+                max_new_tokens=max(longest, len(factual.token_ids)),
+                temperature=temperature,
+                reward=reward,
+            )
+
+        return self._worker.post("counterfactual", "look", look)
+
+    def _recorded(
+        self, step: int, sequence: int, purpose: str, written_by: PolicyName
+    ) -> RolloutRow:
+        """A rollout whose noise this run can make again."""
+        forked = int(self.reader.meta.get("forked_from", {}).get("step", 0))
+        if step <= forked:
+            raise SessionError(
+                f"counterfactual: step {step} was drawn by the run that this one was forked from; "
+                "ask that run, or give prompt and text"
+            )
+        for row in self.reader.record(step).rollouts:
+            if (row.sequence, row.purpose, row.policy) == (sequence, purpose, written_by):
+                return row
+        raise SessionError(
+            f"counterfactual: step {step} has no {purpose} rollout {sequence} of {written_by}"
+        )
 
     def dose_response(
         self,

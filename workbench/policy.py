@@ -201,6 +201,11 @@ class Policy:
         parameters = self.base if which == "base" else self.baseline_base
         return {name: _numpy(p) for name, p in parameters.items()}
 
+    def scratch(self) -> Policy:
+        """A copy with θ, θ̂ and w of its own, to load other weights into; the rest is shared."""
+        shared = (self.reference, self.tokenizer, self.config)
+        return copy.deepcopy(self, {id(part): part for part in shared})
+
     @torch.no_grad()
     def load_arrays(
         self,

@@ -277,3 +277,20 @@ class AblationRow:
     n_problems: int
     n_rollouts: int
     """Rollouts a problem."""
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A text, and what another policy would have written on the same noise."""
+
+    factual: Sample
+    """The text; its `logprob` is that of the policy that wrote it, or is taken to have."""
+    other: Sample
+    first_parting: int | None
+    """Index of the first token where the texts differ; None if they are equal."""
+    logprob: list[float]
+    """log π of the other policy of each token of the factual text, nats."""
+    noise: Literal["own", "hindsight"]
+    """own: the noise the text was drawn with; hindsight: drawn to fit it."""
+    snapshot_step: int | None
+    """Step of the snapshot the other policy was taken from; None: as it is now."""
