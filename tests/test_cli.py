@@ -162,19 +162,23 @@ def test_a_bad_live_setting_leaves_the_run_as_it_was(
     assert main([*resume, "rl_weight=1"]) == 0
 
 
+def wait_for_a_step(run: Path) -> None:
+    while True:
+        time.sleep(0.05)
+        try:
+            if open_run(run).last_step() >= 1:
+                return
+        except RunFolderError:  # not there yet
+            continue
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(
     quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "a run"
 
     def interrupt_after_the_first_step() -> None:
-        while True:
-            time.sleep(0.05)
-            try:
-                if open_run(run).last_step() >= 1:
-                    break
-            except RunFolderError:  # not there yet
-                continue
+        wait_for_a_step(run)
         os.kill(os.getpid(), signal.SIGINT)
 
     watcher = threading.Thread(target=interrupt_after_the_first_step, daemon=True)
@@ -190,6 +194,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert last in open_run(run).snapshot_steps()
     assert main(["train", "--resume", "--run", str(run), "--steps", str(last + 1)]) == 0
     assert open_run(run).frame("metrics")["step"].tolist() == list(range(1, last + 2))
+
+
+@pytest.mark.slow
+def test_a_polite_kill_saves_too(quick: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "workbench", "train", "--run", str(run), "--steps", "100000"]
+    with subprocess.Popen([*command, *quick], stderr=subprocess.PIPE, text=True) as process:
+        wait_for_a_step(run)
+        process.terminate()
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "paused and saved at step" in err
+    assert open_run(run).state == "closed"
 
 
 def test_help_and_show_do_not_load_torch(
