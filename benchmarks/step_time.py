@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from workbench import RunConfig, Session
@@ -66,6 +65,8 @@ def table(frames: dict[str, pd.DataFrame]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, print."""
+    import torch  # here: after workbench, which says how torch's threads wait
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--method", default="bridge")
     parser.add_argument("--steps", type=int, default=20)

@@ -3,8 +3,14 @@
 from workbench import Session, RunConfig, open_run, plots
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Torch's OpenMP threads spin while they wait for each other. With another busy program on the same
+# cores (a browser that draws the app is enough) a step then takes up to a hundred times as long;
+# threads that sleep do not mind. Read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from workbench import plots as plots
