@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training.tiny import save_tiny_llama, small_config
@@ -78,6 +79,38 @@ def test_the_present_policy_is_another_than_the_one_that_drew_a_rollout(session:
     assert now.logprob != pytest.approx(then.logprob, abs=1e-4)
 
 
+def test_token_terms_add_up_to_the_losses_of_their_step(config: RunConfig, tmp_path: Path) -> None:
+    """Also after a live change: each step's terms are made with the step's own settings."""
+    with Session(config, tmp_path / "run") as s:
+        s.step()
+        s.set(kl_coef=2.0, clip_range=0.001)
+        s.step()
+        s.set(kl_coef=0.5)
+        for step in (1, 2):
+            record = s.record(step)
+            trained = [row for row in record.rollouts if row.purpose == "train"]
+            terms = [
+                term
+                for row in trained
+                for token in s.token_terms(step, row.sequence)
+                for term in token
+            ]
+            assert len(terms) == 2 * sum(len(row.token_ids) for row in trained)
+            for loss in ("rl", "baseline_rl"):
+                total = sum(term.value for term in terms if term.loss == loss)
+                assert -total == pytest.approx(record.metrics[f"loss/{loss}"], rel=1e-4, abs=1e-7)
+            share = np.mean([term.clipped for term in terms if term.loss == "baseline_rl"])
+            assert share == pytest.approx(record.metrics["baseline/clip_ratio"], abs=1e-6)
+        assert [s.reader.config_at(step).get("kl_coef") for step in (1, 2, 3)] == [0.03, 2.0, 0.5]
+        for to_step, kl_coef in ((1, 2.0), (0, 0.03)):  # what was set after step 1 is kept there
+            s.rewind(to_step)
+            assert s.config.get("kl_coef") == kl_coef
+            assert s.reader.config_at(to_step + 1) == s.config
+        with pytest.raises(SessionError, match="no train rollout 99"):
+            s.step()
+            s.token_terms(1, 99)
+
+
 def test_a_pasted_text_gets_one_completion_for_each_draw_of_noise(session: Session) -> None:
     found = session.counterfactual(prompt="1+2=?\n", text="1+2=3\n#3", answer="3", rollouts=3)
     assert [one.first_parting for one in found] == [None] * 3
@@ -119,6 +152,8 @@ def test_a_fork_cannot_make_its_trunks_noise_again(session: Session, tmp_path: P
     with session.fork(tmp_path / "fork", step=1, seed=5) as fork:
         with pytest.raises(SessionError, match="forked from"):
             fork.counterfactual(1, 0)
+        with pytest.raises(RunFolderError, match="config of steps from 2 on"):
+            fork.token_terms(1, 0)
         fork.step()
         (found,) = fork.counterfactual(2, 0, snapshot_step=1)
         assert found.first_parting is None

@@ -23,6 +23,7 @@ from workbench.probes.counterfactual import (
 from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
+from workbench.probes.tokens import token_terms
 from workbench.records import (
     AblationRow,
     CoordinatorEffect,
@@ -31,6 +32,7 @@ from workbench.records import (
     GainRow,
     RolloutRow,
     Sample,
+    TokenTerm,
 )
 from workbench.sampling import Noise
 from workbench.store import Run
@@ -209,6 +211,20 @@ class Looking:
             )
 
         return self._worker.post("counterfactual", "look", look)
+
+    def token_terms(self, step: int, sequence: int) -> list[list[TokenTerm]]:
+        """For each token of a training rollout, what it added to each RL loss, and why.
+
+        Read from the record alone. Raises RunFolderError, SessionError where there is no such one.
+        """
+        config = self.reader.config_at(step).training
+        rows = [row for row in self.reader.record(step).rollouts if row.purpose == "train"]
+        n_tokens = sum(len(row.token_ids) for row in rows)
+        for row in rows:
+            if row.sequence == sequence:
+                positions = range(len(row.token_ids))
+                return [token_terms(row, position, config, n_tokens) for position in positions]
+        raise SessionError(f"token_terms: step {step} has no train rollout {sequence}")
 
     def _recorded(
         self, step: int, sequence: int, purpose: str, written_by: PolicyName

@@ -294,3 +294,31 @@ class Counterfactual:
     """own: the noise the text was drawn with; hindsight: drawn to fit it."""
     snapshot_step: int | None
     """Step of the snapshot the other policy was taken from; None: as it is now."""
+
+
+@dataclass(frozen=True)
+class TokenTerm:
+    """What one token of a training rollout adds to an RL objective, which is maximised."""
+
+    loss: Literal["rl", "baseline_rl"]
+    """Metric 'loss/<this>' is minus the sum of `value` over all tokens of the step's rollouts."""
+    position: int
+    ratio: float
+    """ρ, π over the policy that wrote the text."""
+    advantage: float
+    clipped: bool
+    """The clip removes the reward's gradient."""
+    surrogate: float
+    """min(ρA, clip(ρ)·A)."""
+    kl: float
+    """k3 estimate of the KL to the starting policy, nats; NaN without one."""
+    share: float
+    """1/N: every token of the step's rollouts weighs the same."""
+    value: float
+    """(surrogate − kl_coef·kl)/N."""
+    push: float
+    """∂value/∂log π of this token, before gradients are mixed: above 0 it is pushed up."""
+    formula: str
+    """The value's formula with its numbers filled in."""
+    why: str
+    """The direction, its reason, and the push's formula with its numbers filled in."""

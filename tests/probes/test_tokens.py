@@ -6,13 +6,23 @@ from math import exp, log
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from workbench.config import TrainingConfig
 from workbench.models import token_pieces
 from workbench.pocket.make import make_tokenizer
-from workbench.probes.tokens import clipped, k3, log_ratio_of_text, ratio, token_frame
-from workbench.records import RolloutRow
+from workbench.probes.tokens import (
+    clipped,
+    k3,
+    log_ratio_of_text,
+    ratio,
+    token_frame,
+    token_terms,
+)
+from workbench.records import RolloutRow, TokenTerm
+from workbench.training.objectives import grpo_terms
 
 
 def rollout(**arrays: object) -> RolloutRow:
@@ -89,6 +99,118 @@ def test_what_was_not_measured_is_nan() -> None:
     assert frame["probability"].tolist() == pytest.approx([0.5, 0.25, 0.8])
     missing = ["ratio", "baseline_ratio", "baseline_clipped", "kl", "coordinator_difference"]
     assert frame[[*missing, "entropy"]].isna().all(axis=None)
+
+
+CONFIG = TrainingConfig(clip_range=0.15, kl_coef=0.2)
+
+
+def random_rollout(seed: int, advantage: float, n: int = 12) -> RolloutRow:
+    """Log-probs of policies so different that the clip acts on some tokens."""
+    rng = np.random.default_rng(seed)
+
+    def near(logprob: list[float]) -> list[float]:
+        return [min(value + 0.3 * rng.normal(), -1e-3) for value in logprob]
+
+    now = (-rng.exponential(1.0, n)).tolist()
+    return rollout(
+        advantage=advantage,
+        token_ids=list(range(n)),
+        tokens=["x"] * n,
+        sampling_logprob=now,
+        logprob=now,
+        baseline_logprob=near(now),
+        reference_logprob=near(now),
+    )
+
+
+def terms_of(row: RolloutRow, config: TrainingConfig, n_tokens: int) -> list[list[TokenTerm]]:
+    """By loss, then by token."""
+    found = [token_terms(row, t, config, n_tokens) for t in range(len(row.token_ids))]
+    return [list(column) for column in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.2])
+@pytest.mark.parametrize("advantage", [0.7, -1.3, 0.0])
+def test_terms_add_up_to_the_objective_and_their_pushes_are_its_slopes(
+    advantage: float, kl_coef: float
+) -> None:
+    config = CONFIG.model_copy(update={"kl_coef": kl_coef})
+    row, n_tokens = random_rollout(0, advantage), 40
+    reference = torch.tensor([row.reference_logprob], dtype=torch.float64)
+    old = torch.tensor([row.logprob], dtype=torch.float64)
+    for terms, logprob in zip(
+        terms_of(row, config, n_tokens), (row.logprob, row.baseline_logprob), strict=True
+    ):
+        policy = torch.tensor([logprob], dtype=torch.float64, requires_grad=True)
+        objective = grpo_terms(
+            policy,
+            old,
+            torch.tensor([advantage], dtype=torch.float64),
+            torch.ones_like(old),
+            config.clip_range,
+            reference,
+            config.kl_coef,
+        )
+        whole = objective.objective_sum / n_tokens
+        (slope,) = torch.autograd.grad(whole, policy)
+        assert sum(term.value for term in terms) == pytest.approx(whole.item(), rel=1e-9)
+        assert [term.push for term in terms] == pytest.approx(slope[0].tolist(), rel=1e-9)
+        assert sum(term.clipped for term in terms) == objective.clipped_sum
+        assert sum(term.kl for term in terms) == pytest.approx(objective.kl_sum, rel=1e-9)
+        assert all(term.share == 1 / 40 for term in terms)
+
+
+def python(formula: str) -> str:
+    """A filled-in formula as Python has it."""
+    return formula.replace("−", "-").replace("·", "*")
+
+
+def test_formulas_are_filled_in_with_numbers_that_give_the_value_and_the_push() -> None:
+    seen = set()
+    for seed, advantage in enumerate((0.7, -1.3, 0.0)):
+        for terms in terms_of(random_rollout(seed, advantage), CONFIG, 40):
+            for term in terms:
+                _, filled, value = python(term.formula).split(" = ")
+                assert eval(filled) == pytest.approx(term.value, rel=2e-2, abs=1e-4)
+                assert float(value) == pytest.approx(term.value, rel=1e-3)
+                words, _, slope = term.why.rpartition("; ")
+                _, filled, push = python(slope).split(" = ")
+                assert eval(filled) == pytest.approx(term.push, rel=2e-2, abs=1e-4)
+                assert float(push) == pytest.approx(term.push, rel=1e-3)
+                direction = "pushed up" if term.push > 0 else "pushed down"
+                assert words.startswith(direction)
+                assert ("clipped" in words) == term.clipped
+                seen.add((direction, term.clipped))
+    assert len(seen) == 4
+
+
+def test_words_say_when_the_pull_to_the_start_decides() -> None:
+    def why(advantage: float, baseline: float, reference: float) -> str:
+        row = rollout(
+            advantage=advantage,
+            logprob=[-1.0] * 3,
+            baseline_logprob=[baseline] * 3,
+            reference_logprob=[reference] * 3,
+        )
+        return token_terms(row, 0, CONFIG, 10)[1].why
+
+    assert "the rewards of its group are equal; what is left is the pull" in why(0.0, -1.0, -2.0)
+    assert "clipped, since ρ = 1.649" in why(1.0, -0.5, -0.5)
+    assert why(1.0, -0.5, -0.5).startswith("not pushed")
+    assert "but the pull towards the starting policy is stronger" in why(0.01, -1.0, -3.0)
+    assert why(0.5, -1.0, -1.0).startswith("pushed up: its reward lies above its group's mean")
+
+
+def test_without_a_starting_policy_or_a_baseline_there_is_one_term_and_no_pull() -> None:
+    row = rollout(logprob=[-1.0, -2.0, -0.5], advantage=0.5)
+    (term,) = token_terms(row, 1, CONFIG, 10)
+    assert (term.loss, term.ratio, term.value, term.push) == ("rl", 1.0, 0.05, 0.05)
+    assert np.isnan(term.kl)
+    assert "k3" not in term.formula
+
+
+def test_a_rollout_that_nothing_was_trained_on_has_no_terms() -> None:
+    assert token_terms(rollout(), 0, CONFIG, 10) == []
 
 
 TEXTS = ["plain", "é😀 ok\n", "🧑‍🚀", "日本語 12", "", "\ufffd#"]

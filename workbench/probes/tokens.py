@@ -7,12 +7,15 @@ on a machine without the weights. What needs an array that was not measured is N
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, expm1, isnan, nan
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.records import RolloutRow
+from workbench.config import TrainingConfig
+from workbench.records import RolloutRow, TokenTerm
 
 Values = NDArray[np.float64]
 
@@ -97,6 +100,113 @@ def token_frame(rollout: RolloutRow, clip_range: float = 0.2) -> pd.DataFrame:
     if now and rollout.coordinator_off_logprob:
         frame["coordinator_difference"] = difference(now, rollout.coordinator_off_logprob)
     return frame
+
+
+def token_terms(
+    rollout: RolloutRow, position: int, config: TrainingConfig, n_tokens: int
+) -> list[TokenTerm]:
+    """What one token of a training rollout adds to each RL objective.
+
+    A term for J_RL of the joint policy and, where the method has it, one for that of the RL-only
+    baseline on the same rollouts, in this order:
+
+        [ min(ρA, clip(ρ, 1−ε, 1+ε)·A) − kl_coef·k3 ] / N
+
+    ρ is exactly 1 for the joint policy, whose log-probs are their own old ones, and π_(θ̂+w)/π_(θ+w)
+    for the baseline (workbench/training/objectives.py). `config`: the step's (`Run.config_at`).
+    `n_tokens`: N, the completion tokens of all the step's training rollouts. Empty for a rollout
+    that nothing was trained on.
+    """
+    if not rollout.logprob:
+        return []
+    now = rollout.logprob[position]
+    reference = rollout.reference_logprob[position] if rollout.reference_logprob else nan
+    terms = [_term("rl", position, 1.0, now, reference, rollout.advantage, config, n_tokens)]
+    if rollout.baseline_logprob:
+        baseline = rollout.baseline_logprob[position]
+        live = exp(baseline - now)
+        terms.append(
+            _term(
+                "baseline_rl",
+                position,
+                live,
+                baseline,
+                reference,
+                rollout.advantage,
+                config,
+                n_tokens,
+            )
+        )
+    return terms
+
+
+def _term(
+    loss: Literal["rl", "baseline_rl"],
+    position: int,
+    ratio: float,
+    logprob: float,
+    reference_logprob: float,
+    advantage: float,
+    config: TrainingConfig,
+    n_tokens: int,
+) -> TokenTerm:
+    low, high = 1 - config.clip_range, 1 + config.clip_range
+    removed = bool(clipped(np.array([ratio]), advantage, config.clip_range)[0])
+    held = min(max(ratio, low), high)
+    surrogate = min(ratio * advantage, held * advantage)
+    kl_coef = 0.0 if isnan(reference_logprob) else config.kl_coef
+    log_x = reference_logprob - logprob
+    kl = expm1(log_x) - log_x
+    pull = kl_coef * -expm1(log_x) if kl_coef else 0.0  # d(kl_coef·k3)/d log π
+    reward_push = 0.0 if removed else ratio * advantage
+    value = (surrogate - (kl_coef * kl if kl_coef else 0.0)) / n_tokens
+    push = (reward_push - pull) / n_tokens
+    r, a, h = _number(ratio), _number(advantage), _number(held)
+    penalty = f" − {_number(kl_coef)}·{_number(kl)}" if kl_coef else ""
+    formula = (
+        f"[min(ρA, clip(ρ, {_number(low)}, {_number(high)})·A)"
+        f"{' − kl_coef·k3' if kl_coef else ''}] / N"
+        f" = (min({r}·{a}, {h}·{a}){penalty}) / {n_tokens} = {_number(value)}"
+    )
+    pulled = f" − {_number(kl_coef)}·(1 − {_number(exp(log_x))})" if kl_coef else ""
+    slope = f"∂/∂log π = ({'0' if removed else f'{r}·{a}'}{pulled}) / {n_tokens} = {_number(push)}"
+    return TokenTerm(
+        loss=loss,
+        position=position,
+        ratio=ratio,
+        advantage=advantage,
+        clipped=removed,
+        surrogate=surrogate,
+        kl=kl,
+        share=1 / n_tokens,
+        value=value,
+        push=push,
+        formula=formula,
+        why=f"{_why(push, advantage, ratio, removed, low, high)}; {slope}",
+    )
+
+
+def _why(
+    push: float, advantage: float, ratio: float, removed: bool, low: float, high: float
+) -> str:
+    """The direction and its reason in words."""
+    direction = "pushed up" if push > 0 else "pushed down" if push < 0 else "not pushed"
+    if removed:
+        reason = f"clipped, since ρ = {_number(ratio)} has left {_number(low)} to {_number(high)}"
+    elif advantage == 0:
+        reason = "no advantage: the rewards of its group are equal"
+    else:
+        side = "above" if advantage > 0 else "below"
+        reason = f"its reward lies {side} its group's mean, A = {_number(advantage)}"
+    if push and (removed or advantage == 0):
+        reason += "; what is left is the pull towards the starting policy"
+    elif (push > 0) != (advantage > 0):
+        reason += ", but the pull towards the starting policy is stronger"
+    return f"{direction}: {reason}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
 
 
 def _aligned(a: Sequence[float], b: Sequence[float]) -> tuple[Values, Values]:

@@ -71,6 +71,27 @@ class Run:
         state = self.meta["state"]
         return state if written_to or state in ENDED else "crashed"
 
+    def config_at(self, step: int) -> RunConfig:
+        """The config that a step was taken under: as started, with the live "set"s before it.
+
+        Which demonstrations were set aside is left out. Raises RunFolderError for the steps of a
+        fork's trunk, whose config is in the trunk's folder.
+        """
+        meta = self.meta
+        first = int(meta.get("forked_from", {}).get("step", 0)) + 1
+        if step < first:
+            raise RunFolderError(f"{self.path} has the config of steps from {first} on, not {step}")
+        with self._reading() as database:
+            where = (
+                "name = 'set' AND outcome = 'done' AND step < ? AND timeline >= ? "
+                f"AND {_live('commands')}"
+            )
+            changes = schema.select(database, "commands", where, step, meta["config_timeline"])
+        config = self.config
+        for row in changes:
+            config = config.with_changes(**row.arguments)
+        return config
+
     def last_step(self) -> int:
         """The newest step of the live history; 0 before the first."""
         with self._reading() as database:
