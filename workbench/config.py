@@ -120,7 +120,7 @@ class DatasetTaskConfig(Section):
 
     kind: Literal["dataset"] = "dataset"
     data: str
-    """A .jsonl, .parquet or .csv file, or a hub id."""
+    """A .jsonl, .parquet or .csv file, or a hub id, with ':configuration' where it has several."""
     data_split: str = "train"
     """Split to train on, for a hub id."""
     prompt_column: str = "prompt"

@@ -42,7 +42,7 @@ class Engine:
         self.store = store
         self.config = config
         method = METHODS[config.method]
-        self.task = make_task(config.task, config.seed)
+        self.task = make_task(config.task)
         if not self.task.problems("train"):
             raise ConfigError("task: there are no training prompts")
         self.policy = Policy(

@@ -11,11 +11,11 @@ from workbench.tasks.problem import Demonstration, Problem, Split, Task
 __all__ = ["Demonstration", "Problem", "Split", "Task", "make_task"]
 
 
-def make_task(config: TaskConfig, seed: int = 0) -> Task:
+def make_task(config: TaskConfig) -> Task:
     """The task a config describes.
 
-    `seed` is the run's. No task of today uses it: each has a seed of its own, so that runs with
-    different seeds share their data. Raises ConfigError where the data cannot be had.
+    It has a seed of its own, so that runs with different seeds share their data. Raises ConfigError
+    where the data cannot be had.
     """
     if isinstance(config, ArithmeticTaskConfig):
         return ArithmeticTask(config)
