@@ -254,6 +254,7 @@ def token_rows(pieces: list[str]) -> pd.DataFrame:
             "baseline_ratio": 1.2,
             "kl": np.nan,
             "coordinator_difference": 0.1,
+            "why": [f"J_RL: 1 < 2 / {i + 1}" for i in range(n)],
         }
     )
 
@@ -289,6 +290,7 @@ def test_a_token_strip_has_all_measured_numbers_on_hover() -> None:
     read = Spans(plots.token_strip(token_rows(["1", "2", "3"])))
     assert "probability 0.55" in read.titles[1] and "coordinator difference 0.1" in read.titles[1]
     assert "KL" not in read.titles[1]
+    assert read.titles[1].endswith("\nJ_RL: 1 < 2 / 2")
     read = Spans(plots.token_strip(token_rows(["1"]), "kl"))
     assert "not measured" in read.text
 

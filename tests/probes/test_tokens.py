@@ -94,6 +94,17 @@ def test_token_frame_of_a_fully_measured_rollout() -> None:
     assert frame["entropy"].tolist() == [0.7, 0.6, 0.5]
 
 
+def test_a_frame_tells_each_tokens_terms() -> None:
+    row = random_rollout(0, 0.7)
+    terms = [token_terms(row, t, CONFIG, 40) for t in range(12)]
+    frame = token_frame(row, CONFIG.clip_range, terms)
+    for told, (joint, baseline) in zip(frame["why"], terms, strict=True):
+        joint_lines, _, baseline_lines = told.partition("\nJ_RL of the RL-only baseline: ")
+        assert joint.formula in joint_lines and joint.why in joint_lines
+        assert baseline.formula in baseline_lines and baseline.why in baseline_lines
+    assert (token_frame(row)["why"] == "").all()
+
+
 def test_what_was_not_measured_is_nan() -> None:
     frame = token_frame(rollout())
     assert frame["probability"].tolist() == pytest.approx([0.5, 0.25, 0.8])

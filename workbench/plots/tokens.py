@@ -97,6 +97,8 @@ def token_strip(tokens: pd.DataFrame, by: Colouring = "probability") -> str:
     for row in tokens.to_dict("records"):
         numbers = "".join(f"\n{_NAMES[column]} {row[column]:.4g}" for column in measured)
         hover = f"token {row['position']}: {row['token']!r}, id {row['token_id']}{numbers}"
+        if row["why"]:
+            hover += f"\n{row['why']}"
         spans.append(_span(row["token"], hover, _colour(row[by], by)))
     return f'<div class="token-strip"><p>{head}</p><div class="tokens">{"".join(spans)}</div></div>'
 

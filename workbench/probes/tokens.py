@@ -63,7 +63,11 @@ def log_ratio_of_text(logprob: Sequence[float], behaviour_logprob: Sequence[floa
     return float(difference(logprob, behaviour_logprob).sum())
 
 
-def token_frame(rollout: RolloutRow, clip_range: float = 0.2) -> pd.DataFrame:
+def token_frame(
+    rollout: RolloutRow,
+    clip_range: float = 0.2,
+    terms: Sequence[Sequence[TokenTerm]] = (),
+) -> pd.DataFrame:
     """One row a token of a rollout.
 
     Columns: position, token_id, token; probability (under θ+w, or when sampled where the trainer
@@ -74,6 +78,9 @@ def token_frame(rollout: RolloutRow, clip_range: float = 0.2) -> pd.DataFrame:
     - baseline_clipped: 1.0 where the clip removes that token from the baseline's gradient, else 0.0
     - kl: k3 estimate of KL(π_(θ+w) ‖ starting policy), nats
     - coordinator_difference: log π_(θ+w) − log π_θ, nats
+
+    and why: the token's term of each loss, filled in, and which way it pushes; empty without
+    `terms` (`Session.token_terms`).
     """
     n = len(rollout.token_ids)
     unmeasured = np.full(n, np.nan)
@@ -99,7 +106,13 @@ def token_frame(rollout: RolloutRow, clip_range: float = 0.2) -> pd.DataFrame:
         frame["kl"] = k3(now, rollout.reference_logprob)
     if now and rollout.coordinator_off_logprob:
         frame["coordinator_difference"] = difference(now, rollout.coordinator_off_logprob)
+    frame["why"] = [_told(each) for each in terms] if terms else ""
     return frame
+
+
+def _told(terms: Sequence[TokenTerm]) -> str:
+    names = {"rl": "J_RL of the joint policy", "baseline_rl": "J_RL of the RL-only baseline"}
+    return "\n".join(f"{names[t.loss]}: {t.formula}\n  {t.why}" for t in terms)
 
 
 def token_terms(
