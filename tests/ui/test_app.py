@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workbench.config import RunConfig
+from workbench.store import open_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -225,6 +226,31 @@ def test_two_browsers_see_the_same_session(
     wait_for_points(page, "plot-reward", before + 1)
     wait_for_points(other, "plot-reward", before + 1)
     other.close()
+
+
+def test_a_fork_starts_at_a_step_and_a_rewind_goes_back_to_it(
+    page: playwright.Page, tmp_path: Path
+) -> None:
+    page.get_by_role("button", name="Rewind or fork").click()
+    page.locator("#at-step input").fill("2")
+    page.locator("#fork-folder textarea").fill(str(tmp_path / "forked"))
+    page.click("#fork")
+    page.get_by_text("Forked. Open it with").wait_for()
+    forked = open_run(tmp_path / "forked")
+    assert (forked.last_step(), forked.meta["forked_from"]["step"]) == (2, 2)
+    page.click("#rewind")
+    page.get_by_test_id("progress").get_by_text("step 2", exact=True).wait_for()
+    page.locator("#plot-reward").get_by_text("rewind").wait_for()
+    assert points(page, "plot-reward") == 2
+
+
+def test_a_demonstration_is_set_aside_and_taken_back(page: playwright.Page) -> None:
+    open_tab(page, "Gradient alignment")
+    page.locator("#demonstration-table tbody tr").first.click()
+    page.click("#set-aside")
+    page.locator("#demonstration-detail").get_by_text("set aside").wait_for()
+    page.click("#take-back")
+    page.locator("#demonstration-detail").get_by_text("set aside").wait_for(state="detached")
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def effective_ranks(coordinator: pd.DataFrame) -> go.Figure:
 
 def _shades(n: int) -> list[str]:
     """One colour a layer, dark to light."""
-    places = np.linspace(0.08, 0.92, n) if n > 1 else [0.4]
+    places = np.linspace(0.25, 0.85, n) if n > 1 else [0.4]
     return sample_colorscale("Viridis", list(places))
 
 
@@ -218,7 +218,7 @@ def dose_response(rows: Sequence[DoseRow]) -> go.Figure:
     """
     title = "Reward gained by the coordinator, by its scale"
     if not rows:
-        return empty(title, "Ask for a dose–response curve: Session.dose_response().")
+        return empty(title, "Not measured yet: it is done on demand (Session.dose_response).")
     rows = sorted(rows, key=lambda row: row.scale)
     drawn = figure(title, x="scale of the coordinator", y="difference of mean rewards")
     drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
@@ -257,7 +257,9 @@ def coordinator_ablation(rows: Sequence[AblationRow]) -> go.Figure:
     """
     title = "One layer's coordinator off at a time"
     if not rows:
-        return empty(title, "Ask for an ablation: Session.coordinator_ablation().")
+        return empty(
+            title, "Not measured yet: it is done on demand (Session.coordinator_ablation)."
+        )
     places = {layer: at for at, layer in enumerate(layer_order([row.layer for row in rows]))}
     rows = sorted(rows, key=lambda row: (row.layer != "all", places[row.layer]))
     names = [show(row.layer.replace("layers.", "layer ")) for row in rows]

@@ -275,8 +275,8 @@ def phase_seconds(metrics: pd.DataFrame, most_steps: int = 150) -> go.Figure:
         barmode="stack",
         bargap=0.15,
         hovermode="x unified",
-        legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"},
-        margin={"t": 40, "r": 90},
+        legend={"orientation": "v", "x": 1.0, "y": 1, "yanchor": "top"},
+        margin={"t": 40, "r": 120},
     )
     whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
     return drawn

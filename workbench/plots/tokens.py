@@ -112,13 +112,14 @@ def difference_strip(
     """A text as HTML, coloured by the coordinator's log-prob difference, its parting point marked.
 
     `tokens`, `difference` and `kl` have one entry a token (fields of a CoordinatorEffect); with
-    empty `difference` the text stays plain. `parting`: index of the first token that differs.
+    empty `difference` the text stays plain, and empty `kl` is not shown. `parting`: index of the first token that differs.
     """
     spans = []
     for at, piece in enumerate(tokens):
         hover, colour = f"token {at}: {piece!r}", "transparent"
         if difference:
-            hover += f"\nlog-prob difference {difference[at]:+.4f} nats\nKL {kl[at]:.4f} nats"
+            hover += f"\nlog-prob difference {difference[at]:+.4f} nats"
+            hover += f"\nKL {kl[at]:.4f} nats" if kl else ""
             colour = _colour(difference[at], "coordinator_difference")
         if at == parting:
             hover += "\nhere the texts part"

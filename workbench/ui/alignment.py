@@ -79,7 +79,7 @@ def build(session: Session) -> View:
         scatter = live_plot(360, "plot-demonstrations")
         spread = live_plot(360, "plot-demonstrations-time")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=560):
+        with gr.Column(scale=3, min_width=560):
             table = live_table(380, "demonstration-table")
         with gr.Column(scale=1, min_width=300):
             detail = page(quiet("Click a demonstration to read it."), "demonstration-detail")
