@@ -58,7 +58,7 @@ class Looking:
 
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         coordinator: float = 1.0,
         policy: PolicyName = "joint",
         rollouts: int = 1,
@@ -77,7 +77,7 @@ class Looking:
             self._check_policy(policy)
             return draw_samples(
                 engine.policy,
-                list(prompts),
+                [prompts] if isinstance(prompts, str) else list(prompts),
                 coordinator=coordinator,
                 policy_name=policy,
                 rollouts=rollouts,
