@@ -112,13 +112,13 @@ def test_token_terms_add_up_to_the_losses_of_their_step(config: RunConfig, tmp_p
 
 
 def test_a_pasted_text_gets_one_completion_for_each_draw_of_noise(session: Session) -> None:
-    found = session.counterfactual(prompt="1+2=?\n", text="1+2=3\n#3", answer="3", rollouts=3)
+    found = session.counterfactual(prompt="1+2=?", text="1+2=3\n#3", answer="3", rollouts=3)
     assert [one.first_parting for one in found] == [None] * 3
     assert [one.other.completion for one in found] == ["1+2=3\n#3"] * 3  # longer than any rollout
     assert [one.noise for one in found] == ["hindsight"] * 3
     assert found[0].factual.reward == 1
     off = session.counterfactual(
-        prompt="1+2=?\n", text="1+2=3\n#3", policy="reference", rollouts=3, seed=1
+        prompt="1+2=?", text="1+2=3\n#3", policy="reference", rollouts=3, seed=1
     )
     assert any(one.first_parting is not None for one in off)
 

@@ -298,7 +298,7 @@ def test_completions_end_with_the_end_token_and_prompts_begin_with_bos(
 ) -> None:
     policy = make_policy(small_config(save_tiny_llama(tmp_path_factory.mktemp("t"))))
     tokenizer = make_tokenizer()
-    assert policy.encode_prompt("1+2=?\n") == [1, *tokenizer.encode("1+2=?\n")[1:]]
+    assert policy.encode_prompt("1+2=?") == [1, *tokenizer.encode("1+2=?\n")[1:]]
     assert policy.encode_completion("3") == [*tokenizer.encode("3")[1:], 2]
     assert policy.end_ids == [2]
 

@@ -162,15 +162,15 @@ def pause_half_way(s: Session, patch: pytest.MonkeyPatch) -> None:
 
 def look_at_everything(s: Session) -> None:
     """Each way to look at the policy."""
-    samples = s.sample(["12+7-30=?\n"], coordinator=0.5, rollouts=2)
+    samples = s.sample(["12+7-30=?"], coordinator=0.5, rollouts=2)
     assert len(samples) == 2
-    s.sample(["12+7-30=?\n"], policy="baseline", greedy=True)
-    s.coordinator_effect("1+2=?\n", scales=[0.5, 1.0])
+    s.sample(["12+7-30=?"], policy="baseline", greedy=True)
+    s.coordinator_effect("1+2=?", scales=[0.5, 1.0])
     s.paired_gain(rollouts=2)
     s.evaluate(n=2)
     s.dose_response([0.5], n=1, rollouts=2)
     s.coordinator_ablation(n=1, rollouts=2)
-    s.counterfactual(prompt="1+2=?\n", text="#3", policy="baseline", rollouts=2)
+    s.counterfactual(prompt="1+2=?", text="#3", policy="baseline", rollouts=2)
     if s.step_number:
         s.counterfactual(1, 0, coordinator=0.0, snapshot_step=0)
     s.frame("rollouts")
@@ -642,7 +642,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_from_what_was_recorded(
             s.run(3)
     assert (s.state, s.step_number) == ("failed", 2)
     s.save()  # must not pass the weights of step 3 off as those of step 2
-    s.sample(["1+2=?\n"])
+    s.sample(["1+2=?"])
     assert same_bits(weights(s), history.weights[2])
     s.rewind(2)
     assert same_bits(weights(s), history.weights[2])
@@ -698,7 +698,7 @@ def test_export_and_snapshot_are_the_joint_policy(s: Session, tmp_path: Path) ->
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     assert torch.allclose(logits(plain), joint, atol=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
-    assert tokenizer.encode("1") == s._worker.engine.policy.encode_prompt("1")
+    assert tokenizer.encode("1\n") == s._worker.engine.policy.encode_prompt("1")
     folder = s.save()
     theta = AutoModelForCausalLM.from_pretrained(folder / "base")
     assert not torch.allclose(logits(theta), joint, atol=1e-4)
@@ -722,8 +722,8 @@ def test_after_close_every_call_says_so_and_reading_goes_on(s: Session, tmp_path
         lambda: s.fork(tmp_path / "fork"),
         s.save,
         lambda: s.export(tmp_path / "export"),
-        lambda: s.sample(["1+2=?\n"]),
-        lambda: s.coordinator_effect("1+2=?\n"),
+        lambda: s.sample(["1+2=?"]),
+        lambda: s.coordinator_effect("1+2=?"),
         s.paired_gain,
         s.evaluate,
     ]

@@ -18,7 +18,7 @@ from workbench.probes.coordinator import (
     first_parting,
 )
 
-PROMPT = "12+7-30=?\n"
+PROMPT = "12+7-30=?"
 
 
 def unknown(prompt: str, completion: str) -> float:
@@ -133,7 +133,7 @@ def test_samples_are_coupled_by_seed_and_leave_the_global_state_alone(policy: Po
 
     def draw(**changes: object) -> list[list[int]]:
         settings = {"rollouts": 3, "max_new_tokens": 10, "reward": unknown, **changes}
-        return [s.token_ids for s in draw_samples(policy, [PROMPT, "1+1=?\n"], **settings)]
+        return [s.token_ids for s in draw_samples(policy, [PROMPT, "1+1=?"], **settings)]
 
     first = draw(seed=1)
     assert len(first) == 6

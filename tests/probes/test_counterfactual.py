@@ -18,7 +18,7 @@ from workbench.probes.counterfactual import (
 from workbench.records import Counterfactual, RolloutRow, Sample
 from workbench.sampling import Completions, Noise, sample
 
-PROMPT = "12+7-30=?\n"
+PROMPT = "12+7-30=?"
 TEMPERATURE = 0.9
 LONGEST = 10
 

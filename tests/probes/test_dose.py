@@ -16,7 +16,7 @@ from workbench.records import DoseRow
 from workbench.sampling import Noise, sample
 from workbench.tasks.problem import Demonstration, Problem, Split
 
-PROBLEMS = [Problem(f"p{i}", f"{7 * i}+{i + 3}=?\n", "") for i in range(4)]
+PROBLEMS = [Problem(f"p{i}", f"{7 * i}+{i + 3}=?", "") for i in range(4)]
 ROLLOUTS = 3
 NOISE = Noise(5, 0, "dose")
 

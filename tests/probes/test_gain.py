@@ -186,7 +186,7 @@ class LengthTask:
     """Right where the completion's length is even; there are no demonstrations."""
 
     def problems(self, split: str) -> list[Problem]:
-        return [Problem("p-0", "1+2=?\n", "3"), Problem("p-1", "12+7-30=?\n", "-11")]
+        return [Problem("p-0", "1+2=?", "3"), Problem("p-1", "12+7-30=?", "-11")]
 
     def demonstrations(self) -> list[Demonstration]:
         return []

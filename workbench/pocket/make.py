@@ -41,6 +41,13 @@ from workbench.tasks.arithmetic import (
 ROW = 160  # tokens a packed row holds
 MAX_POSITIONS = 512
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
+    "{% endfor %}"
+)
+"""A prompt is one line; what follows is the completion."""
+
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte plus <pad> <bos> <eos>: any text has a code, nothing is unknown."""
@@ -59,6 +66,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
         model_max_length=MAX_POSITIONS,
     )
 
@@ -149,7 +157,7 @@ def pack_rows(
         at = count = 0
         while True:
             prompt, completion = draw_document(rng, mix)
-            head = tokenizer.encode(prompt)
+            head = tokenizer.encode(prompt + "\n")  # as the chat template writes it
             tail = [*tokenizer.encode(completion, add_special_tokens=False), 2]
             end = at + len(head) + len(tail)
             if end > ROW:
@@ -177,7 +185,9 @@ def greedy_accuracy(
     """Greedy accuracy on 64 fresh problems with `terms` terms."""
     rng = random.Random(f"check/{seed}/{terms}")
     chains = [draw_chain(rng, terms) for _ in range(64)]
-    batch = tokenizer([prefix + write_prompt(c) for c in chains], return_tensors="pt", padding=True)
+    batch = tokenizer(
+        [f"{prefix}{write_prompt(c)}\n" for c in chains], return_tensors="pt", padding=True
+    )
     out = model.generate(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],

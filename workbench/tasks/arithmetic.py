@@ -41,8 +41,8 @@ def draw_chain(rng: random.Random, n_terms: int) -> list[int]:
 
 
 def write_prompt(terms: Sequence[int]) -> str:
-    """[12, 7, -30] → '12+7-30=?\\n'."""
-    return str(terms[0]) + "".join(f"{t:+d}" for t in terms[1:]) + "=?\n"
+    """[12, 7, -30] → '12+7-30=?'."""
+    return str(terms[0]) + "".join(f"{t:+d}" for t in terms[1:]) + "=?"
 
 
 def write_steps(terms: Sequence[int]) -> list[str]:
