@@ -112,7 +112,8 @@ def difference_strip(
     """A text as HTML, coloured by the coordinator's log-prob difference, its parting point marked.
 
     `tokens`, `difference` and `kl` have one entry a token (fields of a CoordinatorEffect); with
-    empty `difference` the text stays plain, and empty `kl` is not shown. `parting`: index of the first token that differs.
+    empty `difference` the text stays plain, and empty `kl` is not shown. `parting`: index of the
+    first token that differs.
     """
     spans = []
     for at, piece in enumerate(tokens):
