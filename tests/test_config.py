@@ -6,13 +6,13 @@ from pydantic import BaseModel
 
 from workbench.config import (
     KNOBS,
-    PRESETS,
     ArithmeticTaskConfig,
     ConfigError,
     DatasetTaskConfig,
     GymTaskConfig,
     RunConfig,
 )
+from workbench.presets import PRESETS
 
 TASKS = (ArithmeticTaskConfig, GymTaskConfig, DatasetTaskConfig)
 SECTIONS = [

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from workbench.presets import PRESETS
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -393,40 +395,3 @@ def _all_leaves() -> list[str]:
 
 KNOBS = _knobs()
 """The live settings, in the order of the config."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "pocket": {},
-    "smollm2": {
-        "model": {"path": "smollm2", "chat_template": True},
-        "task": {
-            "kind": "gym",
-            "gym_name": "chain_sum",
-            "gym_settings": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
-            "prompt_suffix": (
-                "\nWork from left to right: write each calculation on its own line, "
-                "then the final answer."
-            ),
-            "gym_train": 256,  # of about 4,000 different ones; 200 of them have two terms
-            "gym_demonstrations": 128,
-        },
-        "training": {
-            "base_lr": 5e-6,
-            "coordinator_lr": 5e-5,
-            "prompts_per_step": 8,
-            "group_size": 4,
-            "demonstrations_per_step": 8,
-            "micro_batch_tokens": 512,  # bounds the activations: 30 layers and 49,152 tokens
-        },
-        "sampling": {"max_new_tokens": 48},
-        "probes": {
-            "paired_gain_every": 0,
-            "paired_prompts": 8,
-            "paired_rollouts": 4,
-            "evaluate_every": 10,
-            "evaluation_prompts": 32,
-            "evaluation_max_new_tokens": 48,
-        },
-        "snapshots": {"snapshot_every": 10, "keep_last": 1, "keep_every": 0},
-    },
-}
-"""Named starting points: values that differ from the defaults."""
