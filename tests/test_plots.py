@@ -305,5 +305,7 @@ def test_a_difference_strip_marks_where_the_texts_part() -> None:
     strip = plots.difference_strip(["a", "<b>", "c"], [0.0, 0.5, -0.5], [0.0, 0.1, 0.1], 1)
     assert strip.count("parting") == 1
     assert re.search(r'class="parting"[^>]*>&lt;b&gt;</span>', strip)
+    (span,) = Spans(plots.difference_strip(["a"], [0.5], [])).titles
+    assert "+0.5000" in span and "KL" not in span
     ended = plots.difference_strip(["a"], [], [], 1)
     assert "this one ends" in ended
