@@ -44,6 +44,7 @@ def test_a_dose_response_draws_each_difference_and_its_interval_in_order_of_scal
     assert list(line.y) == [0.0, 0.1, 0.2]
     band = figure.data[list(figure.data).index(line) - 1]
     assert list(band.y) == [dose(s).high for s in (0, 1, 2)] + [dose(s).low for s in (2, 1, 0)]
+    assert band.mode == "lines"
     assert "25% of 16 × 4 texts" in line.customdata[1]
     assert list(traces(figure)["against the start of the run"].y) == [0.2] * 3
     assert figure.layout.uirevision == "kept"

@@ -14,6 +14,7 @@ from workbench.plots._theme import (
     COORDINATOR,
     JOINT,
     MUTED,
+    TEXT,
     empty,
     figure,
     room_for_labels,
@@ -268,7 +269,11 @@ def coordinator_ablation(rows: Sequence[AblationRow]) -> go.Figure:
         go.Bar(
             x=names,
             y=[row.kl for row in rows],
-            error_y={"array": [1.96 * row.kl_standard_error for row in rows], "thickness": 1},
+            error_y={
+                "array": [1.96 * row.kl_standard_error for row in rows],
+                "color": TEXT,
+                "thickness": 1,
+            },
             marker={"color": [MUTED if row.layer == "all" else COORDINATOR for row in rows]},
             customdata=[f"{row.changed:.0%} of texts differ" for row in rows],
             hovertemplate="%{x} off: KL %{y:.3~g} nats a token<br>%{customdata}<extra></extra>",
@@ -330,6 +335,7 @@ def _band(
         go.Scatter(
             x=[*x, *reversed(x)],
             y=[*high, *reversed(low)],
+            mode="lines",
             fill="toself",
             fillcolor=f"rgba({red},{green},{blue},0.16)",
             line={"width": 0},
