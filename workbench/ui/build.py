@@ -61,9 +61,10 @@ def build_app(session: Session) -> gr.Blocks:
 
         def tick(values: Values) -> Any:
             before_version, _, before_contents = values[shown].partition(" ")
-            version, contents = str(session.version), contents_key(session)
+            version = str(session.version)
             if before_version == version:
                 return gr.skip()
+            contents = contents_key(session)
             updates: Updates = {header: header_html(session), shown: f"{version} {contents}"}
             if contents != before_contents:
                 updates |= views[values[opened]].draw(values)

@@ -83,13 +83,16 @@ def build(session: Session) -> View:
         dose = live_plot(280, "plot-dose")
         ablation = live_plot(280, "plot-ablation")
 
+    hinted = gr.State(False)
+
     def draw(values: Values) -> Updates:
         coordinator = session.frame("coordinator")
         updates: Updates = {
             norms: figure_json(plots.coordinator_norms(coordinator)),
             spectrum: figure_json(plots.singular_values(coordinator)),
         }
-        if not values[bars]:  # asked for by nobody yet: hints
+        if not values[hinted]:  # what is done on demand says so once, then keeps what it shows
+            updates[hinted] = True
             updates[bars] = figure_json(plots.logprob_difference([], [], []))
             updates[dose] = figure_json(plots.dose_response([]))
             updates[ablation] = figure_json(plots.coordinator_ablation([]))
@@ -130,7 +133,7 @@ def build(session: Session) -> View:
 
     ask_dose.click(told(measure_dose), None, dose, **wire)
     ask_ablation.click(told(measure_ablation), None, ablation, **wire)
-    return View({bars}, {norms, spectrum, bars, dose, ablation}, draw)
+    return View({hinted}, {norms, spectrum, hinted, bars, dose, ablation}, draw)
 
 
 def effects_html(prompt: str, effects: list[CoordinatorEffect]) -> str:
