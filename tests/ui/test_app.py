@@ -151,6 +151,14 @@ def test_a_prompt_of_the_gain_shows_its_rollouts_side_by_side(page: playwright.P
     assert page.locator("#gain-detail .token-strip").count() == 4
 
 
+def test_a_cell_of_the_gain_shows_the_rollouts_of_its_step(page: playwright.Page) -> None:
+    open_tab(page, "Cooperative gain")
+    wait_for_drawing(page, "plot-gain-heatmap")
+    box = page.locator("#plot-gain-heatmap .nsewdrag").bounding_box()
+    page.mouse.click(box["x"] + 0.02 * box["width"], box["y"] + 0.5 * box["height"])
+    page.locator("#gain-detail").get_by_text("step 1: joint policy left").wait_for()
+
+
 def test_a_demonstration_can_be_read(page: playwright.Page) -> None:
     open_tab(page, "Gradient alignment")
     row = page.locator("#demonstration-table tbody tr").first

@@ -123,7 +123,11 @@ def build(session: Session) -> View:
     def pick(event: gr.EventData) -> str:
         return prompt_detail(session, event.value)
 
-    for source in (heatmap, by_prompt, table):
+    def pick_cell(event: gr.EventData) -> str:
+        return prompt_detail(session, event.value, int(event.x))
+
+    heatmap.pick(told(pick_cell), None, detail, **quietly)
+    for source in (by_prompt, table):
         source.pick(told(pick), None, detail, **quietly)
     return view
 
@@ -152,10 +156,10 @@ def gain_table(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> st
     return table_json(_COLUMNS[:shown], cells, list(chosen["prompt_id"]), empty)
 
 
-def prompt_detail(session: Session, prompt_id: str) -> str:
-    """The newest rollouts of a prompt under both policies, as HTML.
+def prompt_detail(session: Session, prompt_id: str, near: int | None = None) -> str:
+    """The rollouts of a prompt under both policies at the step nearest to `near`, as HTML.
 
-    Paired rollouts where there are any, each beside the one drawn with the same noise; else the
+    None: the newest. Paired rollouts where there are any, each beside the one drawn with the same noise; else the
     step's own rollouts with their importance weight for the RL-only baseline.
     """
     gain = session.frame("gain")
@@ -163,7 +167,8 @@ def prompt_detail(session: Session, prompt_id: str) -> str:
     if visits.empty:
         return quiet("This prompt was measured on demand; its rollouts were not kept.")
     paired = visits[visits["estimator"] == "paired"]
-    step = int((paired if len(paired) else visits)["step"].iloc[-1])
+    steps = (paired if len(paired) else visits)["step"].to_list()
+    step = steps[-1] if near is None else min(steps, key=lambda at: abs(at - near))
     rollouts = session.reader.rollouts(step)
     rollouts = rollouts[rollouts["prompt_id"] == prompt_id]
     both = rollouts[rollouts["purpose"] == "paired"]

@@ -1,5 +1,5 @@
 // Draws props.value (a Plotly figure as JSON) with Plotly.react, so that zoom and hover survive
-// updates. A click on a point with custom data triggers 'pick' with that data.
+// updates. A click on a point with custom data triggers 'pick' with that data and the point's x.
 const box = element.querySelector(".wb-plot");
 const config = {
   displaylogo: false,
@@ -25,8 +25,8 @@ function draw() {
   if (bound) return;
   bound = true;
   box.on("plotly_click", (event) => {
-    const picked = event.points.map((point) => point.customdata).find((data) => data);
-    if (picked !== undefined) trigger("pick", { value: String(picked) });
+    const picked = event.points.find((point) => point.customdata);
+    if (picked) trigger("pick", { value: String(picked.customdata), x: picked.x });
   });
 }
 

@@ -45,7 +45,7 @@ class View:
 
 
 def live_plot(height: int, name: str) -> Any:
-    """A figure that keeps its zoom through updates; give it `figure_json`. `pick`: a point's data.
+    """A figure that keeps its zoom through updates; give it `figure_json`. `pick`: a point's data and x.
 
     Plotly comes from the installed package, never from the network.
     """
