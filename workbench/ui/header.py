@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 
 from workbench.session import Session
 
@@ -28,12 +29,17 @@ def header_html(session: Session) -> str:
         f'<span class="wb-badge {state}" data-testid="state">{state}</span>'
         f'<span class="what">method <b>{html.escape(config.method)}</b> on '
         f"<b>{html.escape(config.model.path)}</b>, run folder "
-        f"<code>{html.escape(str(session.run_dir))}</code></span></div>"
+        f"<code>{html.escape(_folder(session.run_dir))}</code></span></div>"
         f'<div class="wb-bar {"endless" if endless else ""} {state}">'
         f'<div style="width:{share:.1%}"></div></div>'
         f'<div class="wb-line" data-testid="progress">{_line(session)}</div>'
         + (f'<div class="wb-error">{html.escape(session.error)}</div>' if session.error else "")
     )
+
+
+def _folder(path: Path) -> str:
+    """A folder as a person would name it: relative where it lies below the present one."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _line(session: Session) -> str:
