@@ -159,8 +159,8 @@ def gain_table(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> st
 def prompt_detail(session: Session, prompt_id: str, near: int | None = None) -> str:
     """The rollouts of a prompt under both policies at the step nearest to `near`, as HTML.
 
-    None: the newest. Paired rollouts where there are any, each beside the one drawn with the same noise; else the
-    step's own rollouts with their importance weight for the RL-only baseline.
+    None: the newest. Paired rollouts where there are any, each beside the one drawn with the same
+    noise; else the step's own rollouts with their importance weight for the RL-only baseline.
     """
     gain = session.frame("gain")
     visits = gain[gain["prompt_id"] == prompt_id].sort_values("step", kind="stable")
