@@ -47,7 +47,8 @@ class View:
 def live_plot(height: int, name: str) -> Any:
     """A figure that keeps its zoom through updates; give it `figure_json`.
 
-    Its event `pick` carries a clicked point's data and x. Plotly comes from the installed package, never from the network.
+    Its event `pick` carries a clicked point's data and x. Plotly comes from the installed package,
+    never from the network.
     """
     gr.set_static_paths([_PLOTLY])
     return gr.HTML(
