@@ -151,6 +151,18 @@ def test_a_prompt_of_the_gain_shows_its_rollouts_side_by_side(page: playwright.P
     assert page.locator("#gain-detail .token-strip").count() == 4
 
 
+def test_the_gain_is_measured_on_demand(page: playwright.Page) -> None:
+    open_tab(page, "Cooperative gain")
+    page.click("#measure-gain")
+    page.get_by_text("over 3 prompts").wait_for()
+    done = int(page.get_by_test_id("progress").inner_text().split()[1])
+    page.wait_for_function(
+        """step => document.querySelector("#plot-gain-heatmap .wb-plot")
+            ._fullData[0].x.includes(String(step))""",
+        arg=done + 1,
+    )
+
+
 def test_a_cell_of_the_gain_shows_the_rollouts_of_its_step(page: playwright.Page) -> None:
     open_tab(page, "Cooperative gain")
     wait_for_drawing(page, "plot-gain-heatmap")

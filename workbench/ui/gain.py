@@ -105,9 +105,12 @@ def build(session: Session) -> View:
         control.input(draw, view.inputs, view.outputs, **quietly)
 
     def measure_now(values: Values) -> Updates:
-        found = [vars(row) for row in session.paired_gain()]
+        # a row of step t describes what step t starts from; this is what the next step starts from
+        found = [vars(row) | {"step": row.step + 1} for row in session.paired_gain()]
         mean = float(np.mean([row["gain"] for row in found]))
-        gr.Info(f"Paired gain at step {session.step_number}: {mean:+.3f} over {len(found)} prompts")
+        gr.Info(
+            f"Paired gain after step {session.step_number}: {mean:+.3f} over {len(found)} prompts"
+        )
         return {measured: found, estimator: "paired"} | draw(
             {estimator: "paired", rows: values[rows], measured: found}
         )
