@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from workbench.config import KNOBS, ConfigError, Knob, RunConfig
 from workbench.looking import Looking
+from workbench.probes.ledger import ledger, suspects
 from workbench.records import StepRecord
 from workbench.store import Run, RunStore, open_run
 from workbench.worker import Progress, SessionError, State, Worker
@@ -287,6 +288,30 @@ class Session(Looking):
     def record(self, step: int) -> StepRecord:
         """All that a finished step measured."""
         return self.reader.record(step)
+
+    def ledger(self) -> pd.DataFrame:
+        """What each demonstration has done so far, the most suspect first; probes/ledger.py."""
+        return ledger(self.frame("demonstrations"))
+
+    def export_suspects(
+        self, path: str | Path, n: int | None = None, threshold: float | None = None
+    ) -> int:
+        """Write the most suspect demonstrations as JSON lines; returns how many.
+
+        n: at most so many; threshold: those whose score is at least this. A line holds id, prompt,
+        solution, score, visits and rank. Raises SessionError where neither limit is given or the
+        file cannot be written.
+        """
+        if n is None and threshold is None:
+            raise SessionError("export_suspects: say how many (n) or from which score (threshold)")
+        found = suspects(self.ledger(), n, threshold).rename(columns={"demonstration_id": "id"})
+        rows = found[["id", "prompt", "solution", "score", "visits", "rank"]].to_dict("records")
+        try:
+            with Path(path).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError as error:
+            raise SessionError(f"export_suspects: cannot write {path}: {error.strerror}") from None
+        return len(rows)
 
     # --- shown ------------------------------------------------------------------------------
 

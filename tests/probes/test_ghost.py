@@ -206,6 +206,24 @@ def test_names_can_be_the_callers_own() -> None:
     torch.testing.assert_close(ghost.inner["all"], inner, rtol=1e-7, atol=0)
 
 
+def test_several_directions_in_one_pass_equal_one_pass_each() -> None:
+    model, inputs = build("llama-tied", lora=True), batch(4, 10)
+    parameters = dict(model.named_parameters())
+    direction = random_direction(parameters)
+    groups = {key: split(key) for key in parameters}
+    other = {key: v.flip(0) for key, v in direction.items() if split(key) == "base"}
+    with PerSample(model, direction, 4, groups, also={"other": other}) as both:
+        sample_losses(model, inputs).sum().backward()
+    with PerSample(model, direction, 4, groups) as first:
+        sample_losses(model, inputs).sum().backward()
+    with PerSample(model, other, 4) as second:
+        sample_losses(model, inputs).sum().backward()
+    torch.testing.assert_close(both.inner, first.inner)
+    torch.testing.assert_close(both.squared_norm, first.squared_norm)
+    torch.testing.assert_close(both.inner_also["other"]["base"], second.inner["all"])
+    assert not both.inner_also["other"]["coordinator"].any()
+
+
 class Odd(nn.Module):
     """A covered layer, a matrix used outside any layer, and a layer that is never reached."""
 

@@ -106,9 +106,12 @@ class PerSample:
         n_samples: rows of the batch.
         groups: group of each name, e.g. 'base/layers.0'; all fall in 'all' without it.
         parameters: what the names in `direction` mean; `model.named_parameters()` without it.
+        also: further directions, by a name of their own; parameters one lacks count 0 there. Each
+            costs about as much as the layers' forward pass.
 
     Attributes, complete once the block has ended:
         inner: ⟨g_j, v⟩ summed over each group's parameters, group → (n_samples,) float64.
+        inner_also: the same for each direction in `also`, by its name.
         squared_norm: ‖g_j‖² over each group's parameters, group → (n_samples,) float64.
         skipped: parameters that could not be followed, each with its share of ‖v‖² over all of v.
     """
@@ -120,22 +123,28 @@ class PerSample:
         n_samples: int,
         groups: Mapping[str, str] | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
+        also: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         known = dict(model.named_parameters()) if parameters is None else parameters
         trained = {name: known[name] for name in direction if known[name].requires_grad}
         self._n = n_samples
         self._model = model
         self._direction = {name: direction[name].detach() for name in trained}
+        self._directions: dict[str, dict[str, Tensor]] = {
+            key: {name: v[name].detach() for name in trained if name in v}
+            for key, v in ({"": direction} | dict(also or {})).items()
+        }
         self._group = {name: groups[name] if groups else "all" for name in trained}
         self._name = {id(parameter): name for name, parameter in trained.items()}
         self.inner: dict[str, Tensor] = {}
+        self.inner_also: dict[str, dict[str, Tensor]] = {key: {} for key in also or {}}
         self.squared_norm: dict[str, Tensor] = {}
         self.skipped: dict[str, float] = {}
         self._lost = self._not_covered()
         self._calls: Counter[str] = Counter()
         self._uses: dict[str, list[_Use]] = defaultdict(list)
         self._vectors: dict[str, Tensor] = {}  # (N, d): per-sample gradients of vectors
-        self._inner: dict[str, Tensor] = {}  # (N,), by parameter
+        self._inner: dict[str, dict[str, Tensor]] = {key: {} for key in self._directions}
         self._squared_norm: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._replaying = False
@@ -205,7 +214,9 @@ class PerSample:
         if "weight" in names:
             name = names["weight"]
             use = _as_use(module, x, gradient, self._n, self._direction[name].dtype)
-            _add(self._inner, name, use.inner(self._direction[name]).double())
+            for key, direction in self._directions.items():
+                if name in direction:
+                    _add(self._inner[key], name, use.inner(direction[name]).double())
             self._uses[name].append(use)
             if len(self._uses[name]) == self._calls[name]:  # the last of its uses
                 self._squared_norm[name] = _squared_norm(self._uses.pop(name)).double()
@@ -232,22 +243,24 @@ class PerSample:
         for name, uses in self._uses.items():
             self._squared_norm[name] = _squared_norm(uses).double()
         for name, share in self._vectors.items():
-            direction = self._direction[name]
-            self._inner[name] = (share.to(direction.dtype) @ direction).double()
+            for key, direction in self._directions.items():
+                if name in direction:
+                    v = direction[name]
+                    self._inner[key][name] = (share.to(v.dtype) @ v).double()
             self._squared_norm[name] = share.double().square().sum(1)
         self._uses.clear()
         self._vectors.clear()
         squares = {name: v.double().square().sum().item() for name, v in self._direction.items()}
         total = sum(squares.values())
         for name, group in self._group.items():
-            if name in self._lost or name not in self._inner:
+            zero = self._direction[name].new_zeros(self._n, dtype=torch.float64)
+            followed = name not in self._lost and name in self._squared_norm
+            if not followed:
                 self.skipped[name] = squares[name] / total if total else 0.0
-                zero = self._direction[name].new_zeros(self._n, dtype=torch.float64)
-                _add(self.inner, group, zero)
-                _add(self.squared_norm, group, zero)
-            else:
-                _add(self.inner, group, self._inner[name])
-                _add(self.squared_norm, group, self._squared_norm[name])
+            _add(self.squared_norm, group, self._squared_norm[name] if followed else zero)
+            for key, inner in self._inner.items():
+                totals = self.inner_also[key] if key else self.inner
+                _add(totals, group, inner.get(name, zero) if followed else zero)
 
 
 def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:
