@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from tests.training.tiny import save_tiny_llama, small_config
 from workbench import Session
 from workbench.config import ConfigError, RunConfig
+from workbench.worker import SessionError
 
 ASIDE = ["demo-0000", "demo-0003"]
 
@@ -169,3 +171,27 @@ def test_errors_name_what_is_wrong_and_change_nothing(config: RunConfig, tmp_pat
     with Session(config.with_changes(method="grpo"), tmp_path / "grpo") as session:
         with pytest.raises(ConfigError, match="method 'grpo' draws no demonstrations"):
             session.set_aside("demo-0001")
+
+
+def test_the_suspects_are_exported_and_can_be_set_aside(config: RunConfig, tmp_path: Path) -> None:
+    bridge = config.with_changes(
+        method="bridge", alignment_every=1, reward_flip=0.5, max_new_tokens=3
+    )
+    with Session(bridge, tmp_path / "run") as session:
+        with pytest.raises(SessionError, match="say how many"):
+            session.export_suspects(tmp_path / "suspects.jsonl")
+        session.run(3)
+        found = session.ledger()
+        assert session.export_suspects(tmp_path / "suspects.jsonl", n=2) == 2
+        text = (tmp_path / "suspects.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        expected = found[:2].rename(columns={"demonstration_id": "id"})
+        assert lines == expected[list(lines[0])].to_dict("records")
+        assert list(lines[0]) == ["id", "prompt", "solution", "score", "visits", "rank"]
+        assert session.export_suspects(tmp_path / "all.jsonl", threshold=-1) == len(found)
+        with pytest.raises(SessionError, match="cannot write .*nowhere"):
+            session.export_suspects(tmp_path / "nowhere" / "suspects.jsonl", n=2)
+        session.set_aside(line["id"] for line in lines)
+        session.run(2)
+        after = session.ledger().set_index("demonstration_id")
+        assert (after.loc[[line["id"] for line in lines], "last_step"] <= 3).all()
