@@ -197,6 +197,8 @@ class ProbesConfig(Section):
 
     alignment_every: int = Field(1, ge=0)
     """Gradient alignment per layer, and each demonstration's inner product with the RL gradient."""
+    rollout_alignment_every: int = Field(0, ge=0)
+    """Each rollout's inner products with both gradients (one more backward pass over them all)."""
     shared_gain_every: int = Field(1, ge=0)
     """Cooperative gain from the step's own rollouts."""
     paired_gain_every: int = Field(10, ge=0)

@@ -10,6 +10,7 @@ step t are taken before the update of step t. Steps count from 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import nan
 from typing import Literal
 
 PHASES = ("rollouts", "rewards", "gradients", "probes", "update", "record")
@@ -58,6 +59,14 @@ class RolloutRow:
     """log-prob under the frozen starting policy."""
     entropy: list[float] = field(default_factory=list)
     """Entropy of π_(θ+w) at each token, nats."""
+    rl_alignment: float = nan
+    """⟨g_i, g^R⟩ over θ, g_i being its share of g^R. Like the next three NaN where not measured."""
+    rl_cosine: float = nan
+    """cos(g_i, g^R) over θ."""
+    sft_alignment: float = nan
+    """⟨g_i, g^S⟩ over θ."""
+    grad_norm: float = nan
+    """‖g_i‖ over θ."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ def _rollout(step: int, sequence: int, draw: Random) -> RolloutRow:
         sampling_logprob=per_token(),
         logprob=per_token(),
         entropy=[NAN] * length,
+        rl_alignment=draw.gauss(0, 1),
+        rl_cosine=draw.random(),
+        sft_alignment=draw.gauss(0, 1),
+        grad_norm=NAN if sequence == 0 else draw.random(),
     )
 
 

@@ -208,7 +208,7 @@ class Run:
             return schema.ROLLOUTS.empty_table()
         try:
             with pq.ParquetFile(self.path / ROLLOUTS / file) as parquet:
-                return parquet.read()
+                return schema.with_all_columns(parquet.read())
         except FileNotFoundError:
             raise RunFolderError(f"{self.path / ROLLOUTS / file} is missing") from None
         except pa.ArrowInvalid as error:

@@ -201,6 +201,15 @@ ROLLOUTS = pa.schema(
 """Schema of a rollouts file: one row a completion, token arrays as native lists."""
 
 
+def with_all_columns(table: pa.Table) -> pa.Table:
+    """A rollouts file's table; a column that an earlier workbench did not write is NaN or empty."""
+    for i, field in enumerate(ROLLOUTS):
+        if field.name not in table.column_names:
+            missing: list[Any] = [[] if pa.types.is_list(field.type) else float("nan")]
+            table = table.add_column(i, field, [pa.array(missing * len(table), field.type)])
+    return table
+
+
 def rollouts_table(rows: list[RolloutRow]) -> pa.Table:
     """The rows as an Arrow table of schema ROLLOUTS."""
     return pa.table(

@@ -24,6 +24,7 @@ from workbench.sampling import Noise, TokenBatch, batch_logprobs
 from workbench.tasks.problem import Problem, Task
 from workbench.training.batches import DemonstrationBatch, RolloutBatch
 from workbench.training.gradients import Halves, PerDemonstration, RLPass, SFTPass
+from workbench.training.rollout_products import PerRollout
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Passes:
     baseline_rl: RLPass | None
     sft: SFTPass | None
     per_demonstration: PerDemonstration | None
+    per_rollout: PerRollout | None
 
 
 @dataclass
@@ -245,6 +247,10 @@ def rollout_rows(
     )
     rewards, correct = batch.rewards_PG.flatten().tolist(), batch.correct_PG.flatten().tolist()
     advantages = batch.advantages_PG.flatten().tolist()
+    per, rl_norm, blank = passes.per_rollout, rl.gradient.base.norm(), [nan] * len(rewards)
+    inner = per.rl_inner_N.tolist() if per else blank
+    sft_inner = per.sft_inner_N.tolist() if per else blank
+    norms = per.norm_N.tolist() if per else blank
     rows = []
     for i, (logprob, baseline_logprob, off, reference, entropy) in enumerate(arrays):
         problem = batch.problems_P[i // batch.group_size]
@@ -271,9 +277,17 @@ def rollout_rows(
                 coordinator_off_logprob=off,
                 reference_logprob=reference,
                 entropy=entropy,
+                rl_alignment=inner[i],
+                rl_cosine=_cosine(inner[i], norms[i] * rl_norm),
+                sft_alignment=sft_inner[i],
+                grad_norm=norms[i],
             )
         )
     return rows
+
+
+def _cosine(inner: float, norms: float) -> float:
+    return inner / norms if norms > 0 else nan
 
 
 def demonstration_rows(step: int, passes: Passes) -> list[DemonstrationRow]:
@@ -299,7 +313,7 @@ def demonstration_rows(step: int, passes: Passes) -> list[DemonstrationRow]:
             rl_alignment=inner[j],
             rl_alignment_coordinator=inner_w[j],
             grad_norm=norms[j],
-            rl_cosine=inner[j] / (norms[j] * rl_norm) if norms[j] * rl_norm > 0 else nan,
+            rl_cosine=_cosine(inner[j], norms[j] * rl_norm),
         )
         for j, demo in enumerate(batch.demonstrations_D)
     ]

@@ -32,6 +32,7 @@ from workbench.training.gradients import NonFiniteError, RLPass, rl_pass, sft_pa
 from workbench.training.measure import Measured, Passes, measure
 from workbench.training.methods import METHODS, Directions, Gradients
 from workbench.training.objectives import group_advantages
+from workbench.training.rollout_products import rollout_products
 from workbench.training.vectors import ParamVector
 
 Control = Callable[[str], None]
@@ -147,8 +148,20 @@ class Trainer:
                     direction,
                     c.training.micro_batch_tokens,
                 )
-        passes = Passes(batch, demonstrations, rl, baseline_rl, sft, per_demonstration)
         with clock.phase("probes"):
+            per_rollout = None
+            if batch is not None and rl and due(c.probes.rollout_alignment_every, number):
+                per_rollout = rollout_products(
+                    self.policy,
+                    batch,
+                    rl.gradient.base,
+                    sft.gradient.base if sft else None,
+                    c.training,
+                    c.sampling.temperature,
+                )
+            passes = Passes(
+                batch, demonstrations, rl, baseline_rl, sft, per_demonstration, per_rollout
+            )
             measured = measure(number, c, self.policy, self.task, passes)
         with clock.phase("update"):
             directions = method.mix(
