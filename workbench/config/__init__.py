@@ -1,0 +1,37 @@
+"""RunConfig and its sections; every setting, with its default and what it does."""
+
+from workbench.config.run import KNOBS, ConfigError, Knob, MethodName, RunConfig
+from workbench.config.sections import (
+    ModelConfig,
+    ProbesConfig,
+    SamplingConfig,
+    Section,
+    SnapshotsConfig,
+    TrainingConfig,
+    due,
+)
+from workbench.config.tasks import (
+    ArithmeticTaskConfig,
+    DatasetTaskConfig,
+    GymTaskConfig,
+    TaskConfig,
+)
+
+__all__ = [
+    "ArithmeticTaskConfig",
+    "ConfigError",
+    "DatasetTaskConfig",
+    "GymTaskConfig",
+    "KNOBS",
+    "Knob",
+    "MethodName",
+    "ModelConfig",
+    "ProbesConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "Section",
+    "SnapshotsConfig",
+    "TaskConfig",
+    "TrainingConfig",
+    "due",
+]

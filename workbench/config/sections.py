@@ -1,0 +1,128 @@
+"""The sections of a RunConfig but the task's. Each leaf's docstring is its help everywhere."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def live(default: Any, low: float, high: float, log: bool = False) -> Any:
+    """A field that may change during a run, between `low` and `high`."""
+    return Field(default, ge=low, le=high, json_schema_extra={"live": True, "log": log})
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The language model and the coordinator's shape."""
+
+    path: str = "pocket"
+    """'pocket' (embedded), 'smollm2' (see `fetch`), a hub id, a folder or a .gguf file."""
+    gguf_file: str = ""
+    """Name of a GGUF file inside `path`, where `path` is a hub id or folder."""
+    chat_template: bool = True
+    """Wrap prompts with the tokenizer's chat template, where it has one."""
+    system_prompt: str = ""
+    """System message of the chat template; empty: none."""
+    device: str = "auto"
+    """'auto', 'cpu', 'cuda', 'cuda:1', …"""
+    lora_rank: int = Field(16, ge=1)
+    """Rank r of the coordinator. [paper]"""
+    lora_alpha: float = Field(16.0, gt=0)
+    """The coordinator's scale is alpha / r. [paper]"""
+
+
+class TrainingConfig(Section):
+    """The meta-training step; see each method's file for what it uses."""
+
+    rl_weight: float = live(0.5, 0.0, 1.0)
+    """λ: weight of RL in the fused objective. [paper: 0.5]"""
+    sft_weight: float = live(1.0, 0.0, 10.0)
+    """μ of `naive_mix`: weight of the SFT loss beside the RL loss."""
+    base_lr: float = live(5e-5, 0.0, 1.0, log=True)
+    """α: learning rate of θ and of the RL-only baseline θ̂. [paper: 5e-7 at 3 B parameters]"""
+    coordinator_lr: float = live(5e-4, 0.0, 1.0, log=True)
+    """β: learning rate of the coordinator w. [paper: 5e-7]"""
+    train_coordinator: bool = True
+    """False keeps w as it is (ablation)."""
+    coordinator_objective: Literal["gain", "mixed"] = "gain"
+    """gain: (1−λ)g^S + λ(g^R − ĝ) [paper]; mixed: (1−λ)g^S + λg^R, the paper's 'without J_meta'."""
+    baseline_mode: Literal["persistent", "reset"] = "persistent"
+    """persistent: θ̂ follows its own RL-only path [paper]; reset: θ + one RL-only step. [ours]"""
+    prompts_per_step: int = Field(16, ge=1)
+    """P: RL prompts a step. [paper: 64]"""
+    group_size: int = Field(8, ge=2)
+    """G: rollouts a prompt. [paper: 5]"""
+    demonstrations_per_step: int = Field(16, ge=2)
+    """D: demonstrations a step."""
+    set_aside: tuple[str, ...] = ()
+    """Ids of demonstrations that no step draws; `Session.set_aside` changes it in a run. [ours]"""
+    micro_batch_tokens: int = Field(2048, ge=1)
+    """Tokens, padding included, of one forward and backward pass; gradients do not depend on it."""
+    clip_range: float = live(0.2, 0.0, 10.0)
+    """PPO clip ε of the probability ratio. [infer]"""
+    kl_coef: float = live(1e-3, 0.0, 10.0, log=True)
+    """Coefficient of the k3 KL to the frozen starting policy. [infer]"""
+    max_grad_norm: float = live(1.0, 1e-6, 1e6, log=True)
+    """Each of the three gradients is clipped to this norm. [infer]"""
+    reward_flip: float = live(0.0, 0.0, 1.0)
+    """Probability that a training reward is flipped (noise study of the paper)."""
+
+
+class SamplingConfig(Section):
+    """How rollouts are drawn. Top-k and top-p are off, or sampler and trainer would disagree."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest completion of a training rollout."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; log-probs are taken at the same temperature."""
+    sampling_batch: int = Field(256, ge=1)
+    """Sequences generated at once."""
+
+
+class ProbesConfig(Section):
+    """What is measured, and every how many steps (0: never)."""
+
+    alignment_every: int = Field(1, ge=0)
+    """Gradient alignment per layer, and each demonstration's inner product with the RL gradient."""
+    rollout_alignment_every: int = Field(0, ge=0)
+    """Each rollout's inner products with both gradients (one more backward pass over them all)."""
+    shared_gain_every: int = Field(1, ge=0)
+    """Cooperative gain from the step's own rollouts."""
+    paired_gain_every: int = Field(10, ge=0)
+    """Cooperative gain from paired rollouts on the probe set."""
+    paired_prompts: int = Field(16, ge=1)
+    """Prompts of the probe set."""
+    paired_rollouts: int = Field(8, ge=2)
+    """K: rollouts a side for each probe prompt."""
+    token_views_every: int = Field(1, ge=0)
+    """Per-token log-probs with the coordinator off (one more forward pass)."""
+    coordinator_every: int = Field(5, ge=0)
+    """‖ΔW‖/‖W‖ and singular values of the coordinator per layer."""
+    evaluate_every: int = Field(5, ge=0)
+    """Greedy accuracy on the validation and hard splits."""
+    evaluation_prompts: int = Field(64, ge=1)
+    """Prompts of each evaluation."""
+    evaluation_max_new_tokens: int = Field(96, ge=1)
+    """Longest completion of an evaluation."""
+
+
+def due(every: int, step: int) -> bool:
+    """Whether a probe with this schedule runs at this step: step 1, then each multiple of it."""
+    return every > 0 and (step == 1 or step % every == 0)
+
+
+class SnapshotsConfig(Section):
+    """When the state is written, and what is kept. Step 0 is always kept."""
+
+    snapshot_every: int = Field(5, ge=1)
+    """Steps between snapshots."""
+    keep_last: int = Field(4, ge=1)
+    """Keep this many of the newest."""
+    keep_every: int = Field(20, ge=0)
+    """Also keep each snapshot whose step is a multiple of this (0: none)."""
