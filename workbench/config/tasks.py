@@ -34,6 +34,8 @@ class ArithmeticTaskConfig(Section):
         "other_task": 0.0625,
     }
     """Share of demonstrations with each named flaw; the rest are clean."""
+    unfamiliar_share: float = Field(0.0, ge=0, le=1)
+    """Share of the clean ones written as `12+7 = 19`: right, in a style the model never saw."""
 
     @model_validator(mode="after")
     def _check(self) -> ArithmeticTaskConfig:

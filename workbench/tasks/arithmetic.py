@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from workbench.config import ArithmeticTaskConfig
@@ -164,6 +165,10 @@ class ArithmeticTask:
             )
             name = f"demo-{len(demos):04d}"
             demos.append(Demonstration(name, write_prompt(terms), solution, str(sum(terms)), tag))
+        clean = [i for i, d in enumerate(demos) if d.quality == "clean"]
+        restyled = random.Random(f"arithmetic/{c.task_seed}/unfamiliar")
+        for i in restyled.sample(clean, round(c.unfamiliar_share * len(clean))):
+            demos[i] = replace(demos[i], solution=demos[i].solution.replace("=", " = "))
         return demos
 
     def demonstrations(self) -> Sequence[Demonstration]:
