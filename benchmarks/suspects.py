@@ -1,7 +1,7 @@
 """Does the ledger find the flawed demonstrations, and does setting them aside help?
 
     python benchmarks/suspects.py               # all tables, about an hour on one core
-    python benchmarks/suspects.py --seeds 1 --checkpoints 2 4 --aside-at 2 --steps 3   # a smoke test
+    python benchmarks/suspects.py --seeds 1 --checkpoints 2 4 --aside-at 2 --steps 3   # smoke test
 
 Every demonstration of the pocket task carries a hidden tag: clean, or flawed in a named way. No
 training and no score reads it. Per run seed (each with demonstrations of its own):
@@ -56,6 +56,8 @@ CHEAP: dict[str, Any] = {
 
 def auroc(score: pd.Series, flawed: pd.Series) -> float:
     """P(a flawed one scores above a clean one), ties half; a missing score is the median one."""
+    if score.isna().all():
+        return 0.5
     ranks = score.fillna(score.median()).rank()
     n_flawed, n_clean = int(flawed.sum()), int((~flawed).sum())
     above = ranks[flawed].sum() - n_flawed * (n_flawed + 1) / 2
@@ -69,21 +71,12 @@ def run_to(session: Session, step: int, bar: tqdm[Any]) -> None:
         bar.update()
 
 
-def finished(folder: Path, steps: int) -> bool:
-    """Whether the folder's run came to its end; one that did not is removed."""
-    if folder.exists():
-        if open_run(folder).last_step() >= steps:
-            return True
-        shutil.rmtree(folder)
-    return False
-
-
 def train(seed: int, style: str, args: argparse.Namespace, bar: tqdm[Any]) -> None:
     """The run whose ledger is judged, and its two forks."""
     main = args.out / f"{style}-{seed}"
     aside, steps = args.aside_at, max(args.checkpoints)
     arms = ARMS if style == "default" else ARMS[:1]
-    if all((args.out / f"{style}-{seed}-{arm}.accuracy").exists() for arm in arms):
+    if (args.out / f"{style}-{seed}.done").exists():
         bar.update(steps + (len(arms) - 1) * (args.steps - aside))
         return
     for folder in args.out.glob(f"{style}-{seed}*"):  # left by an interrupted run
@@ -112,6 +105,7 @@ def train(seed: int, style: str, args: argparse.Namespace, bar: tqdm[Any]) -> No
         run_to(session, args.steps, bar)
         _write_accuracy(session, args.out / f"{style}-{seed}-{arms[0]}.accuracy")
         run_to(session, steps, bar)
+    (args.out / f"{style}-{seed}.done").touch()
 
 
 def _flawed(session: Session) -> list[str]:
@@ -146,7 +140,7 @@ def found_table(args: argparse.Namespace, style: str) -> str:
 
 
 def aside_table(args: argparse.Namespace) -> str:
-    """Greedy accuracy at the end of each arm, and by how much it moved: mean ± sd over the seeds."""
+    """Greedy accuracy at the end of each arm, and what it moved by: mean ± sd over the seeds."""
     lines = ["| from there on | validation, % | longer chains, % | change |", "|---|---|---|---|"]
     reached = {
         arm: [
