@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -39,6 +39,10 @@ Control = Callable[[str], None]
 """Called with a phase's name just before it begins; may block, or raise to abandon the step."""
 
 
+Watch = Callable[[str], AbstractContextManager[object]]
+"""Entered around each backward pass, with its name: "rl", "baseline_rl", "sft", …"""
+
+
 class Clock:
     """Times the phases of a step and passes each beginning on to the control point."""
 
@@ -60,6 +64,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, policy: Policy, task: Task) -> None:
         self.config, self.policy, self.task = config, policy, task
+        self.watch: Watch = lambda name: nullcontext()
         self.method = METHODS[config.method]
         self.problems = task.problems("train")
         self.demonstrations = task.demonstrations() if self.method.demonstrations else []
@@ -87,6 +92,27 @@ class Trainer:
 
         Raises NonFiniteError before anything is applied, and whatever `control` raises.
         """
+        with self._baseline_put_back():
+            return self._step(number, control)
+
+    @contextmanager
+    def _baseline_put_back(self) -> Iterator[None]:
+        """Where θ̂ is rebuilt within a step, an abandoned step leaves it as it was."""
+        if not self.method.baseline or self.config.training.baseline_mode == "persistent":
+            yield
+            return
+        weights = {name: p.detach().clone() for name, p in self.policy.baseline_base.items()}
+        optimizer = copy.deepcopy(self.optimizers["baseline"].state_dict())
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for name, parameter in self.policy.baseline_base.items():
+                    parameter.copy_(weights[name])
+            self.optimizers["baseline"].load_state_dict(optimizer)
+            raise
+
+    def _step(self, number: int, control: Control) -> StepRecord:
         c, method, clock = self.config, self.method, Clock(control)
         batch: RolloutBatch | None = None
         demonstrations: DemonstrationBatch | None = None
@@ -141,13 +167,14 @@ class Trainer:
             sft = per_demonstration = None
             if demonstrations is not None:
                 direction = rl.gradient if align and rl else None
-                sft, per_demonstration = sft_pass(
-                    self.policy,
-                    self.trained_coordinator,
-                    demonstrations.tokens,
-                    direction,
-                    c.training.micro_batch_tokens,
-                )
+                with self.watch("sft"):
+                    sft, per_demonstration = sft_pass(
+                        self.policy,
+                        self.trained_coordinator,
+                        demonstrations.tokens,
+                        direction,
+                        c.training.micro_batch_tokens,
+                    )
         with clock.phase("probes"):
             per_rollout = None
             if batch is not None and rl and due(c.probes.rollout_alignment_every, number):
@@ -217,17 +244,18 @@ class Trainer:
         old: Tensor | None,
         keep_halves: bool = False,
     ) -> RLPass:
-        return rl_pass(
-            name,
-            self.policy.of("joint" if name == "rl" else "baseline"),
-            base,
-            self.trained_coordinator,
-            batch,
-            self.config.training,
-            self.config.sampling.temperature,
-            old,
-            keep_halves,
-        )
+        with self.watch(name):
+            return rl_pass(
+                name,
+                self.policy.of("joint" if name == "rl" else "baseline"),
+                base,
+                self.trained_coordinator,
+                batch,
+                self.config.training,
+                self.config.sampling.temperature,
+                old,
+                keep_halves,
+            )
 
     @torch.no_grad()
     def _reset_baseline(self, rl_gradient: ParamVector) -> None:
