@@ -60,7 +60,21 @@ def test_methods_benchmark_resumes(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_step_time_prints_every_phase():
-    printed = _run("step_time.py", "--steps", "1", "--warmup", "1")
+def test_probes_benchmark_prints_every_phase_and_compares_with_none():
+    printed = _run("probes.py", "--steps", "1", "--warmup", "1", "--rounds", "1")
     for phase in ("rollouts", "gradients", "probes", "update", "total"):
         assert f"| {phase} |" in printed
+    assert "| **total, against none** | 1.00 |" in printed
+
+
+@pytest.mark.slow
+def test_ghost_benchmark_compares_equal_numbers():
+    printed = _run("probes.py", "--ghost", "4", "--rounds", "1")
+    assert float(printed.split("Largest difference ")[1].split()[0]) < 1e-3
+
+
+@pytest.mark.slow
+def test_suspects_benchmark_runs_through(tmp_path: Path):
+    small = "--seeds 1 --checkpoints 1 2 --aside-at 1 --steps 2".split()
+    printed = _run("suspects.py", *small, "--out", str(tmp_path))
+    assert "| **ledger score** | 2 |" in printed and "| flawed set aside |" in printed
