@@ -5,9 +5,10 @@ Everything here runs in one thread. The Session decides when; this decides what.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ FIXED = {"model", *ModelConfig.model_fields}
 
 CHANGES = ("set", "set_aside", "take_back")
 """Commands that change the config in force; time travel carries them out again."""
+
+Different = dict[str, list[float]]
+"""Metrics that differ, by name: recorded and now."""
+Differs = Callable[[int, Different], None]
+"""Called with a step that gave other numbers than it is recorded with."""
 
 
 class Engine:
@@ -146,11 +152,19 @@ class Engine:
 
     # --- time travel ------------------------------------------------------------------------
 
-    def travel(self, to_step: int, control: Control) -> None:
+    def scratch(self) -> Engine:
+        """The same run with weights and optimizers of its own, to `travel` with; see `replay`."""
+        other = copy.copy(self)
+        other.policy = self.policy.scratch()
+        other.trainer = Trainer(self.config, other.policy, self.task)
+        return other
+
+    def travel(self, to_step: int, control: Control, differs: Differs | None = None) -> None:
         """Bring the state to the end of `to_step`: nearest snapshot, then re-executed up to it.
 
         Live settings are changed, and demonstrations set aside, again where the history says so.
-        Where a re-executed step's metrics differ from the recorded ones a finding says which.
+        `control` is told the step with each phase. Where a re-executed step's metrics differ from
+        the recorded ones `differs` is called; by default a finding says which.
         """
         nearest = max(s for s in self.store.snapshot_steps() if s <= to_step)
         self.restore(self.store.load_snapshot(nearest))
@@ -161,86 +175,112 @@ class Engine:
                 if row.step == number:
                     self.use(_changed(self.config, row))
             if number < to_step:
-                record = self.trainer.step(number + 1, control)
+                told = _telling(f"step {number + 1} of {to_step} again, ", control)
+                record = self.trainer.step(number + 1, told)
                 self.step_number = number + 1
-                self._compare(record)
+                different = different_metrics(self.recorded(record.step).metrics, record.metrics)
+                if different:
+                    (differs or self._warn)(record.step, different)
 
-    def catch_up(self) -> None:
+    def catch_up(self, control: Control) -> None:
         """Bring memory back to the end of the last recorded step, where a fault parted them."""
         if not self.in_step:
-            self.travel(self.store.last_step(), lambda phase: None)
+            self.travel(self.store.last_step(), control)
             self.in_step = True
 
-    def _compare(self, record: StepRecord) -> None:
-        recorded = open_run(self.store.path).record(record.step).metrics
-        different = {
-            name: [recorded[name], value]
-            for name, value in record.metrics.items()
-            if not name.startswith("seconds/")
-            and name in recorded
-            and not np.array_equal(recorded[name], value, equal_nan=True)
-        }
-        if different:
-            self.store.add_finding(
-                Finding(
-                    record.step,
-                    "warning",
-                    "reexecution",
-                    f"step {record.step} was executed again and gave other numbers "
-                    f"({', '.join(list(different)[:3])}): this run is not reproducible here, "
-                    "perhaps by another device, thread count or library version",
-                    {"recorded_and_now": different},
-                    "",
-                )
+    def recorded(self, step: int) -> StepRecord:
+        """What a step of the live history measured. Raises RunFolderError where there is none."""
+        return open_run(self.store.path).record(step)
+
+    def _warn(self, step: int, different: Different) -> None:
+        self.store.add_finding(
+            Finding(
+                step,
+                "warning",
+                "reexecution",
+                f"step {step} was executed again and gave other numbers "
+                f"({', '.join(list(different)[:3])}): this run is not reproducible here, "
+                "perhaps by another device, thread count or library version",
+                {"recorded_and_now": different},
+                "",
             )
+        )
 
     def rewind(self, to_step: int, control: Control) -> None:
         """Go back to the end of `to_step`; later rows stay in the folder, superseded."""
         self._check_reachable(to_step)
-        self.in_step = False
+        here = self.snapshot()
         try:
             self.travel(to_step, control)
             self.store.rewind(to_step)
         except BaseException:
-            self.catch_up()
+            self.restore(here)
             raise
-        self.in_step = True
 
-    def fork(self, path: Path, at_step: int, changes: dict[str, Any]) -> None:
+    def fork(self, path: Path, at_step: int, changes: dict[str, Any], control: Control) -> None:
         """Make a new run folder that starts at the end of `at_step` with settings changed.
 
         The present state is put back before this returns. Raises ConfigError, RunFolderError.
         """
         self._check_reachable(at_step)
+        self.check_changes(changes)  # what is bad is said before any work
         here = self.snapshot()
-        for name in FIXED & changes.keys():
-            raise ConfigError(f"{name}: a fork keeps the model's shape; start a new run instead")
-        wanted = self.config.with_changes(**changes)  # what is bad is said before any work
-        if "set_aside" in changes and wanted.task == self.config.task:
-            self._check_aside("set_aside", wanted.training.set_aside, wanted)
         try:
             if at_step != self.step_number:
-                self.travel(at_step, lambda phase: None)
-            config = self.config.with_changes(**changes)
-            if config.task != self.config.task and "set_aside" not in changes:
-                config = config.with_changes(set_aside=[])  # equal ids are other ones there
+                self.travel(at_step, control)
+            config = self.changed_config(changes)
             start = self.snapshot()
             start.state["config"] = config.model_dump(mode="json")
             self.store.fork(path, at_step, config, start).close()
         finally:
             self.restore(here)
 
+    def check_changes(self, changes: dict[str, Any]) -> None:
+        """Raises ConfigError where a fork or replay cannot change settings like that."""
+        for name in FIXED & changes.keys():
+            raise ConfigError(f"{name}: a fork keeps the model's shape; start a new run instead")
+        wanted = self.config.with_changes(**changes)
+        if "set_aside" in changes and wanted.task == self.config.task:
+            self._check_aside("set_aside", wanted.training.set_aside, wanted)
+
+    def changed_config(self, changes: dict[str, Any]) -> RunConfig:
+        """The config in force with any settings changed, as a fork starts with it."""
+        config = self.config.with_changes(**changes)
+        if config.task != self.config.task and "set_aside" not in changes:
+            config = config.with_changes(set_aside=[])  # equal ids are other ones there
+        return config
+
     def _check_reachable(self, step: int) -> None:
-        first = int(open_run(self.store.path).meta.get("forked_from", {}).get("step", 0))
+        first = self.first_step
         if not first <= step <= self.step_number:
             where = f"{first} to {self.step_number}"
             reason = f" (this run was forked at {first})" if first else ""
             raise RunFolderError(f"step {step}: there are steps {where}{reason}")
 
+    @property
+    def first_step(self) -> int:
+        """Where this run's own history begins: the step it was forked at, or 0."""
+        return int(open_run(self.store.path).meta.get("forked_from", {}).get("step", 0))
+
     def export(self, path: Path) -> None:
         """Write the joint policy as one plain model that needs neither peft nor this project."""
         self.policy.merged().save_pretrained(path)
         self.policy.tokenizer.save_pretrained(path)
+
+
+def _telling(before: str, control: Control) -> Control:
+    return lambda phase: control(before + phase)
+
+
+def different_metrics(recorded: dict[str, float], now: dict[str, float]) -> Different:
+    """The metrics both have that are not equal to the last bit; what tells the time is left out."""
+    return {
+        name: [recorded[name], value]
+        for name, value in now.items()
+        if not name.startswith("seconds/")
+        and name in recorded
+        and not np.array_equal(recorded[name], value, equal_nan=True)
+    }
 
 
 def _with_aside(config: RunConfig, name: str, ids: Collection[str]) -> RunConfig:

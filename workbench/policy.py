@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -126,6 +126,16 @@ class Policy:
         if module is None:
             raise ValueError(f"policy: this run keeps no {name} policy")
         return module
+
+    def before_forward(self, check: Callable[[], None]) -> None:
+        """Have `check` called before each forward pass of any policy, also a scratch's.
+
+        It may raise to break off whatever the pass belongs to.
+        """
+        inner = [m.get_base_model() for m in (self.model, self.baseline) if m is not None]
+        for module in (*inner, self.reference):
+            if module is not None:
+                module.register_forward_pre_hook(lambda module, inputs: check())
 
     def lora_layers(self) -> Iterator[tuple[str, LoraLayer]]:
         """Each adapted module of the joint policy, by plain name."""

@@ -122,8 +122,8 @@ class Session(Looking):
         Raises SessionError where the run is going already, or where the step was not applied.
         """
         wanted = self.step_number + 1
-        self._worker.go("step", 1)
         try:
+            self._worker.go("step", 1)
             self.wait()
         except KeyboardInterrupt:
             self.pause()
@@ -141,16 +141,18 @@ class Session(Looking):
         not applied.
         """
         start = self.step_number
-        self._worker.go("run", steps)
-        with tqdm(total=steps, unit="step", desc=self.config.method, dynamic_ncols=True) as bar:
-            try:
-                while self._worker.busy:
-                    self._worker.wait_change(0.2)
-                    if self.step_number - start > bar.n:
-                        self._draw(bar, start)
-            except KeyboardInterrupt:
-                self.pause()
-            self._draw(bar, start)
+        try:
+            self._worker.go("run", steps)
+            with tqdm(total=steps, unit="step", desc=self.config.method, dynamic_ncols=True) as bar:
+                try:
+                    while self._worker.busy:
+                        self._worker.wait_change(0.2)
+                        if self.step_number - start > bar.n:
+                            self._draw(bar, start)
+                finally:
+                    self._draw(bar, start)
+        except KeyboardInterrupt:
+            self.pause()
         self._raise_own_stop()
 
     def _draw(self, bar: tqdm[Any], start: int) -> None:
@@ -221,14 +223,15 @@ class Session(Looking):
     def rewind(self, step: int) -> None:
         """Go back to the end of `step` (0: the start). Later rows stay in the folder, marked.
 
-        The nearest snapshot is loaded and executed again up to there. Raises RunFolderError where
-        there is no such step; SessionError while the run is going.
+        The nearest snapshot is loaded and executed again up to there; Ctrl-C or a pause breaks it
+        off and leaves all as it was. Raises RunFolderError where there is no such step;
+        SessionError while the run is going.
         """
         self._worker.post("rewind", "change", lambda: self._rewind(step), step=step)
 
     def _rewind(self, step: int) -> None:
         self._must_stand("rewind")
-        self._worker.engine.rewind(step, lambda phase: None)
+        self._worker.engine.rewind(step, self._worker.check)
         self._worker.last_record = None  # superseded
 
     def fork(self, run_dir: str | Path, step: int | None = None, **changes: Any) -> Session:
@@ -242,7 +245,7 @@ class Session(Looking):
         def work() -> None:
             self._must_stand("fork")
             at = self.step_number if step is None else step
-            self._worker.engine.fork(path, at, plain)
+            self._worker.engine.fork(path, at, plain, self._worker.check)
 
         self._worker.post("fork", "change", work, run_dir=str(run_dir), step=step, **plain)
         return Session.open(path)

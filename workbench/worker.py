@@ -6,6 +6,9 @@ Three kinds of command:
 - flow    (run, pause, resume): done at the next control point; recorded
 - change  (set, rewind, fork, save …): done between steps; recorded. While a step is paused
   half-way a change abandons it: nothing of it was applied, and it is executed again, the same.
+
+A look or change under way is broken off by Ctrl-C in the call that asked for it, by `pause` and by
+`close`: before its next forward pass, with everything as it was before the call.
 """
 
 from __future__ import annotations
@@ -15,53 +18,25 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 
+from workbench.commands import BrokenOff, Command, Kind, Progress, SessionError, State
 from workbench.config import RunConfig
 from workbench.engine import Engine
 from workbench.records import CommandRow, Finding, StepRecord
 from workbench.store import RunStore
 from workbench.training.gradients import NonFiniteError
 
-State = Literal["idle", "running", "pausing", "paused", "failed", "closed"]
-Kind = Literal["look", "flow", "change"]
 T = TypeVar("T")
-
-
-class SessionError(RuntimeError):
-    """A call that the session's present state does not allow; the message says what does."""
 
 
 class _Abandon(Exception):
     """Leaves a step of which nothing was applied."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Command:
-    name: str
-    kind: Kind
-    action: Callable[[], Any]
-    arguments: dict[str, Any]
-    future: Future[Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a session is."""
-
-    step: int
-    """Last finished step."""
-    target: int | None
-    """Step at which it will stop; None: without end, or nothing was asked for."""
-    phase: str
-    """Phase under way; empty between steps."""
-    eta_seconds: float | None
-    """Time left to the target, by the median of the last steps; None where unknown."""
 
 
 class Worker:
@@ -76,10 +51,12 @@ class Worker:
         """Why the run stopped by itself; empty if it did not."""
         self.last_record: StepRecord | None = None
         self.engine: Engine
-        self._queue: deque[_Command] = deque()
+        self._queue: deque[Command] = deque()
         self._running = False  # whether steps are wanted
         self._target: int | None = None
         self._closing = False
+        self._current: Command | None = None  # the look or change under way
+        self._doing = ""
         self._phase = ""
         self._seconds: deque[float] = deque(maxlen=8)
         ready: Future[None] = Future()
@@ -87,19 +64,49 @@ class Worker:
             target=self._work, args=(config, store, ready), name="workbench", daemon=True
         )
         self._thread.start()
-        ready.result()
+        try:
+            ready.result()
+        except KeyboardInterrupt:
+            self.close()
+            raise
 
     # --- from any thread --------------------------------------------------------------------
 
     def post(self, name: str, kind: Kind, action: Callable[[], T], /, **arguments: Any) -> T:
-        """Have the worker do `action`, wait, and return its result or raise its error."""
+        """Have the worker do `action`, wait, and return its result or raise its error.
+
+        Ctrl-C takes it back, or breaks it off, and is raised once the worker has let go of it.
+        """
         future: Future[T] = Future()
-        with self.changed:
-            if self.state == "closed" or self._closing:
-                raise SessionError(f"{name}: the session is closed; Session.resume opens it again")
-            self._queue.append(_Command(name, kind, action, arguments, future))
-            self.changed.notify_all()
-        return future.result()
+        command = Command(name, kind, action, arguments, future)
+        posted = False
+        try:
+            with self.changed:
+                if self.state == "closed" or self._closing:
+                    raise SessionError(
+                        f"{name}: the session is closed; Session.resume opens it again"
+                    )
+                self._queue.insert(self._place(command), command)
+                posted = True
+                self.changed.notify_all()
+            while not wait([future], 0.2).done:  # Windows notices Ctrl-C between two waits only
+                pass
+            return future.result()
+        except KeyboardInterrupt:
+            with self.changed:
+                command.broken_by = "Ctrl-C"
+                if command in self._queue:
+                    self._queue.remove(command)
+                    posted = False
+            if posted:
+                wait([future])
+            raise
+
+    def _place(self, command: Command) -> int:
+        """Where in the queue: a pause waits for no look or change."""
+        if command.name != "pause":
+            return len(self._queue)
+        return max((at + 1 for at, c in enumerate(self._queue) if c.kind == "flow"), default=0)
 
     def go(self, name: str, steps: int | None) -> None:
         """Run `steps` more steps in the background; None: without end."""
@@ -112,8 +119,10 @@ class Worker:
         self.post("resume", "flow", self._go_on)
 
     def pause(self) -> None:
-        """Pause at the next control point; returns when it is so."""
+        """Pause at the next control point; returns when it is so. Breaks off what is under way."""
         with self.changed:
+            if self._current is not None:
+                self._current.broken_by = "a pause"
             if self.state == "running":
                 self.state = "pausing"
                 self.version += 1
@@ -136,16 +145,29 @@ class Worker:
         eta = None
         if self._seconds and target is not None:
             eta = max(0, target - step) * statistics.median(self._seconds)
-        return Progress(step, target, self._phase, eta)
+        return Progress(step, target, self._phase, eta, self._doing)
 
     def close(self) -> None:
         """Stop at the next control point, save a snapshot, free the folder."""
         with self.changed:
             self._closing = True
+            if self._current is not None:
+                self._current.broken_by = "closing the session"
             self.changed.notify_all()
         self._thread.join()
 
     # --- commands, in the worker ------------------------------------------------------------
+
+    def check(self, doing: str = "") -> None:
+        """Say how far the command under way is. Raises BrokenOff where it has to stop."""
+        command = self._current
+        if command is None:
+            return
+        if command.broken_by:
+            raise BrokenOff(f"{command.name}: broken off by {command.broken_by}; nothing changed")
+        if doing:
+            self._doing = f"{command.name}: {doing}"
+            self._tell()
 
     def _go(self, name: str, steps: int | None) -> None:
         if self._running:
@@ -176,10 +198,13 @@ class Worker:
         try:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
             self.engine = Engine(config, store)
-            if store.snapshot_steps():
-                self.engine.travel(store.last_step(), lambda phase: None)
-            else:
-                self.engine.save()  # step 0: every rewind can start here
+            self.engine.policy.before_forward(self.check)
+            with self._under_way(Command("resume", "change", lambda: None, {}, Future())):
+                self.check()
+                if store.snapshot_steps():
+                    self.engine.travel(store.last_step(), self.check)
+                else:
+                    self.engine.save()  # step 0: every rewind can start here
             store.set_status("idle")
         except BaseException as error:
             if store.snapshot_steps():
@@ -198,7 +223,19 @@ class Worker:
                 self._one_step()
         self._shut()
 
-    def _next_between_steps(self) -> _Command | None:
+    @contextmanager
+    def _under_way(self, command: Command) -> Iterator[None]:
+        """A look or change that `check` may break off."""
+        with self.changed:
+            self._current = command
+            if self._closing:
+                command.broken_by = "closing the session"
+        try:
+            yield
+        finally:
+            self._current, self._doing = None, ""
+
+    def _next_between_steps(self) -> Command | None:
         with self.changed:
             while not (self._queue or self._running or self._closing):
                 self.changed.wait()
@@ -222,12 +259,15 @@ class Worker:
                     continue
             self._do(command)
 
-    def _do(self, command: _Command) -> None:
+    def _do(self, command: Command) -> None:
         outcome, result, failure = "done", None, None
         try:
-            if command.kind != "flow":
-                self.engine.catch_up()
-            result = command.action()
+            if command.kind == "flow":
+                result = command.action()
+            else:
+                with self._under_way(command):
+                    self.engine.catch_up(self.check)
+                    result = command.action()
         except BaseException as error:
             outcome, failure = f"{type(error).__name__}: {error}", error
         try:
@@ -255,7 +295,7 @@ class Worker:
     def _one_step(self) -> None:
         started = time.monotonic()
         try:
-            self.engine.catch_up()
+            self.engine.catch_up(self.check)
             record = self.engine.step(self._control)
         except _Abandon:
             self._phase = ""
