@@ -70,9 +70,9 @@ def weights(s: Session) -> dict[str, torch.Tensor]:
 
 
 def numbers(run: Session | Run, last: int = STEPS) -> pd.DataFrame:
-    """All metrics up to a step, but those that tell the time."""
+    """All metrics up to a step, but those of the machine: time, and what snapshots took."""
     frame = run.frame("metrics").set_index("step").loc[:last]
-    return frame[[name for name in sorted(frame) if not name.startswith("seconds/")]]
+    return frame[[name for name in sorted(frame) if not name.startswith(("seconds/", "snapshot/"))]]
 
 
 def assert_same_numbers(run: Session | Run, expected: pd.DataFrame) -> None:

@@ -35,6 +35,8 @@ def test_a_rollouts_file_written_without_a_column_reads_as_unmeasured(tmp_path, 
         store.append(record(2))
     file = folder / "rollouts" / "step-000001.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["sft_alignment", "entropy"]), file)
+    with closing(sqlite3.connect(folder / "run.sqlite")) as database, database:
+        database.execute("DROP TABLE checksums")
     run = open_run(folder)
     assert all(math.isnan(row.sft_alignment) for row in run.record(1).rollouts)
     assert [row.entropy for row in run.record(1).rollouts] == [[], []]

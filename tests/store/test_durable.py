@@ -51,7 +51,7 @@ def test_a_snapshot_is_flushed_before_it_gets_its_name(tmp_path, config, snapsho
     with RunStore.create(tmp_path / "run", config) as store:
         folder = store.save_snapshot(snapshot(0))
     inside = list(folder.rglob("*"))
-    assert len(inside) == 8  # six files in two folders
+    assert len(inside) == 9  # seven files in two folders
     check_order(events, folder, [folder, *inside])
 
 

@@ -70,7 +70,7 @@ def test_one_writer_among_processes_and_a_killed_one_reads_as_crashed(tmp_path, 
     assert process.stdout.readline() == "opened\n"
     run = open_run(tmp_path / "run")
     assert run.state == "running" and run.meta["pid"] == process.pid
-    with pytest.raises(RunFolderError, match=f"in use by process {process.pid}; close"):
+    with pytest.raises(RunFolderError, match=f"in use by process {process.pid} since 2.*: close"):
         RunStore.open(tmp_path / "run")
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -10,17 +10,20 @@ lock                      held by the process that writes
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from workbench.store import schema
-from workbench.store.errors import RunFolderError
+from workbench.store import lock, schema
+from workbench.store.errors import DamagedError, RunFolderError
 
 CONFIG = "config.toml"
 DATABASE = "run.sqlite"
 ROLLOUTS = "rollouts"
 SNAPSHOTS = "snapshots"
+
+_PARTS = (ROLLOUTS, SNAPSHOTS)
 
 ENDED = ("closed", "finished", "failed")
 """States that a run keeps when its process ends; in any other it has crashed."""
@@ -30,16 +33,37 @@ def check_readable(folder: Path) -> None:
     """Raises RunFolderError where the folder holds no run, a damaged one or one too new for us."""
     if not (folder / DATABASE).exists():
         raise RunFolderError(f"no run at {folder}")
+    for name in (CONFIG, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", *_PARTS, lock.NAME):
+        if (folder / name).is_symlink():
+            raise RunFolderError(f"{folder / name} is a link; a run folder holds files only")
     try:
         with closing(connect_for_reading(folder)) as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
+            known = database.execute("SELECT count(*) FROM meta").fetchone()[0]
     except sqlite3.DatabaseError as error:
-        raise RunFolderError(f"{folder / DATABASE} cannot be read: {error}") from None
+        raise damaged_database(folder, error) from None
     if version > schema.VERSION:
         raise RunFolderError(
             f"{folder} was written by a newer workbench (run folder version {version}, "
             f"this one knows {schema.VERSION}); update the workbench to open it"
         )
+    if not known:
+        raise damaged_database(folder, "it has no meta")
+
+
+def damaged_database(folder: Path, reason: object) -> DamagedError:
+    """The error that says `run.sqlite` is damaged and what can be done."""
+    shown = " ".join(str(reason).split())
+    return DamagedError(
+        f"{folder / DATABASE} cannot be read: {shown}; put a copy of this file in its place, or "
+        f"rescue its rows with sqlite3's .recover: {ROLLOUTS}/ and {SNAPSHOTS}/ are as they were"
+    )
+
+
+def check_rollouts_name(folder: Path, file: str) -> None:
+    """Raises DamagedError where the index names a rollouts file that is none of the folder's."""
+    if not re.fullmatch(r"step-\d{6,}(\.t\d+)?\.parquet", file):
+        raise DamagedError(f"{folder / DATABASE} names a rollouts file {file[:80]!r}: not opened")
 
 
 def connect_for_reading(folder: Path) -> sqlite3.Connection:

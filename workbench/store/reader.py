@@ -17,15 +17,18 @@ import pyarrow.parquet as pq
 
 from workbench.config import RunConfig
 from workbench.records import RolloutRow, StepRecord
-from workbench.store import lock, schema, snapshots
-from workbench.store.errors import RunFolderError
+from workbench.store import checksums, integrity, lock, retention, schema, snapshots
+from workbench.store.errors import DamagedError, RunFolderError
 from workbench.store.folder import (
     CONFIG,
+    DATABASE,
     ENDED,
     ROLLOUTS,
     SNAPSHOTS,
     check_readable,
+    check_rollouts_name,
     connect_for_reading,
+    damaged_database,
 )
 
 
@@ -67,9 +70,23 @@ class Run:
     @property
     def state(self) -> str:
         """The state its Session told last; "crashed" where that Session is no more."""
-        written_to = lock.is_held(self.path)  # asked first: a closing Session tells, then lets go
+        holder = self.holder  # asked first: a closing Session tells, then lets go
         state = self.meta["state"]
-        return state if written_to or state in ENDED else "crashed"
+        return state if holder or state in ENDED else "crashed"
+
+    @property
+    def holder(self) -> lock.Holder | None:
+        """The process that has the run open for writing, and since when; None: nobody has."""
+        return lock.holder(self.path)
+
+    def problems(self) -> list[str]:
+        """A line for each file, and each step's rows, that are not what was written.
+
+        Reads the whole folder once. What a run of an earlier workbench has no sums of is not
+        checked but for being there.
+        """
+        with self._reading() as database:
+            return list(integrity.problems(database, self.path))
 
     def config_at(self, step: int) -> RunConfig:
         """The config that a step was taken under: as started, with the live "set"s before it.
@@ -101,6 +118,20 @@ class Run:
         """Steps of the live history that have a snapshot, ascending."""
         last = self.last_step()
         return [step for step in snapshots.steps(self.path / SNAPSHOTS) if step <= last]
+
+    def snapshots(self) -> pd.DataFrame:
+        """The snapshots of the live history, a row each, ascending by step.
+
+        step; bytes of its files; own_bytes, which deleting it would free: other snapshots, and
+        forks, share the rest; pinned.
+        """
+        pinned = self.meta.get(schema.PINNED, [])
+        rows = []
+        for step in self.snapshot_steps():
+            size, own = retention.own_bytes(snapshots.folder_of(self.path / SNAPSHOTS, step))
+            rows.append((step, size, own, step in pinned))
+        dtypes = {"step": "int64", "bytes": "int64", "own_bytes": "int64", "pinned": "bool"}
+        return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
     def frame(self, name: str, history: bool = False) -> pd.DataFrame:
         """One table of the run, the live history only; `history` adds superseded rows.
@@ -180,13 +211,14 @@ class Run:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """A short read transaction: all queries in it see the same steps."""
+        if not (self.path / DATABASE).exists():
+            raise RunFolderError(f"no run at {self.path}")
         try:
-            database = connect_for_reading(self.path)
-        except sqlite3.OperationalError:
-            raise RunFolderError(f"no run at {self.path}") from None
-        with closing(database):
-            database.execute("BEGIN")
-            yield database
+            with closing(connect_for_reading(self.path)) as database:
+                database.execute("BEGIN")
+                yield database
+        except sqlite3.DatabaseError as error:
+            raise damaged_database(self.path, error) from None
 
     def _rollouts(self, database: sqlite3.Connection, step: int) -> pa.Table:
         query = f"SELECT file FROM rollouts WHERE step = ? AND {_live('rollouts')}"
@@ -194,25 +226,33 @@ class Run:
         if found is None:
             last = schema.last_step(database)
             raise RunFolderError(f"{self.path} has no step {step}; its last is {last}")
-        return self._read_file(found[0])
+        return self._read_file(database, found[0])
 
     def _all_rollouts(self, database: sqlite3.Connection, history: bool) -> pd.DataFrame:
         index = _index(database, history)
-        tables = [self._read_file(file) for file in index["file"]]
+        tables = [self._read_file(database, file) for file in index["file"]]
         frame = pa.concat_tables([schema.ROLLOUTS.empty_table(), *tables]).to_pandas()
         sizes = [len(table) for table in tables]
         return frame.assign(**{mark: np.repeat(index[mark].to_numpy(), sizes) for mark in _MARKS})
 
-    def _read_file(self, file: str) -> pa.Table:
+    def _read_file(self, database: sqlite3.Connection, file: str) -> pa.Table:
         if not file:
             return schema.ROLLOUTS.empty_table()
+        check_rollouts_name(self.path, file)
+        path = self.path / ROLLOUTS / file
+        sha256 = schema.read_checksums(database, f"{ROLLOUTS}/{file}").get(f"{ROLLOUTS}/{file}")
+        if sha256 is not None:
+            checksums.check(path, sha256)
+        elif path.is_symlink():
+            raise DamagedError(f"{path} is a link; a run folder holds files only")
         try:
-            with pq.ParquetFile(self.path / ROLLOUTS / file) as parquet:
+            with pq.ParquetFile(path) as parquet:
                 return schema.with_all_columns(parquet.read())
         except FileNotFoundError:
-            raise RunFolderError(f"{self.path / ROLLOUTS / file} is missing") from None
-        except pa.ArrowInvalid as error:
-            raise RunFolderError(f"{self.path / ROLLOUTS / file} cannot be read: {error}") from None
+            raise DamagedError(f"{path} is missing") from None
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise DamagedError(f"{path} cannot be read: {reason}") from None
 
 
 _MARKS = ["timeline", "live"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -48,6 +49,9 @@ LIVE = """NOT EXISTS (
 )"""
 """SQL condition: the row of `table` belongs to the history that the run stands on."""
 
+PINNED = "pinned"
+"""Entry of the table `meta`: steps whose snapshots no rule deletes."""
+
 _SQL_TYPES = {"bool": "INTEGER", "int": "INTEGER", "float": "REAL", "str": "TEXT", "json": "TEXT"}
 _DTYPES = {"bool": "bool", "int": "int64", "float": "float64", "str": "str", "json": "object"}
 _ARROW_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
@@ -75,9 +79,16 @@ class Column:
         return float(value) if self.kind == "float" else value
 
     def decode(self, value: Any) -> Any:
-        """The value as the row class has it; NULL is NaN."""
+        """The value as the row class has it; NULL is NaN, and nothing where there is no NaN.
+
+        NULL is what a column has that the run was written without.
+        """
         if self.kind == "json":
+            if value is None:
+                return [] if self.item else {}
             return json.loads(value)
+        if value is None and self.kind != "float":
+            return {"int": 0, "str": "", "bool": False}[self.kind]
         if self.kind == "float":
             return float("nan") if value is None else value
         return bool(value) if self.kind == "bool" else value
@@ -100,6 +111,10 @@ def _column(name: str, hint: Any) -> Column:
     return Column(name, hint.__name__)
 
 
+# A row a sealed thing: 'rollouts/<file>', or 'rows/<timeline>/<step>'. See integrity.py.
+_CHECKSUMS = "CREATE TABLE IF NOT EXISTS checksums (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL)"
+
+
 def create_tables(database: sqlite3.Connection) -> None:
     """Make the tables of an empty `run.sqlite`."""
     # One row a recorded step; file is empty where the step drew no rollouts.
@@ -119,6 +134,7 @@ def create_tables(database: sqlite3.Connection) -> None:
         );
         """
     )
+    database.execute(_CHECKSUMS)
     for table, row_class in (STEP_ROWS | EVENT_ROWS).items():
         typed = ", ".join(f'"{c.name}" {_SQL_TYPES[c.kind]}' for c in columns(row_class))
         database.execute(f'CREATE TABLE "{table}" (timeline INTEGER NOT NULL, {typed})')
@@ -128,6 +144,7 @@ def create_tables(database: sqlite3.Connection) -> None:
 
 def add_missing_columns(database: sqlite3.Connection) -> None:
     """Bring a run of an earlier workbench up to date; the caller commits. Old rows have NULL."""
+    database.execute(_CHECKSUMS)
     for table, row_class in (STEP_ROWS | EVENT_ROWS).items():
         there = _names(database, table)
         for c in columns(row_class):
@@ -155,6 +172,43 @@ def insert(database: sqlite3.Connection, table: str, timeline: int, rows: Iterab
         f'INSERT INTO "{table}" (timeline, {quoted}) VALUES (?, {marks})',
         ((timeline, *(c.encode(vars(row)[c.name]) for c in names)) for row in rows),
     )
+
+
+def write_metrics(
+    database: sqlite3.Connection, timeline: int, step: int, metrics: Mapping[str, float]
+) -> None:
+    """Add metrics of a step, replacing those of the same name; the caller commits."""
+    database.executemany(
+        "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)",
+        [(timeline, step, name, float(value)) for name, value in metrics.items()],
+    )
+
+
+def write_checksum(database: sqlite3.Connection, name: str, sha256: str) -> None:
+    """Set an entry of the table `checksums`; the caller commits."""
+    database.execute("INSERT OR REPLACE INTO checksums VALUES (?, ?)", (name, sha256))
+
+
+def read_checksums(database: sqlite3.Connection, name: str | None = None) -> dict[str, str]:
+    """The table `checksums`, or its entry `name`; empty in a run of an earlier workbench."""
+    if not _names(database, "checksums"):
+        return {}
+    where, values = ("", ()) if name is None else ("WHERE name = ?", (name,))
+    return dict(database.execute(f"SELECT name, sha256 FROM checksums {where}", values))
+
+
+def timeline_of(database: sqlite3.Connection, step: int) -> int:
+    """The timeline on which a live step was recorded."""
+    where = LIVE.format(table="rollouts")
+    query = f"SELECT timeline FROM rollouts WHERE step = ? AND {where}"
+    return database.execute(query, (step,)).fetchone()[0]
+
+
+def start_timeline(database: sqlite3.Connection, from_step: int) -> int:
+    """Add a timeline that leaves the history at the end of a step; returns its number."""
+    timeline = database.execute("SELECT max(timeline) + 1 FROM timelines").fetchone()[0]
+    database.execute("INSERT INTO timelines VALUES (?, ?, ?)", (timeline, from_step, time.time()))
+    return timeline
 
 
 def select(database: sqlite3.Connection, table: str, where: str, *values: object) -> list[Any]:

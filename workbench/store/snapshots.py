@@ -1,28 +1,35 @@
 """Snapshots of a run's state: one folder a step, whole or absent after a crash.
 
-    snapshots/step-000120/               files of the snapshot, and state.json
+    snapshots/step-000120/               files of the snapshot, state.json and SHA256SUMS
     snapshots/.writing-step-000120-<pid>  being written
     snapshots/.replaced-step-000120      the older one of the same step, until the newer is in place
     snapshots/.removing-step-000120      being deleted
+    snapshots/damaged-step-000120        set aside: a file of it was not what had been written
 
-Folders change their meaning by a rename only; `recover` clears up what a crash left.
+Folders change their meaning by a rename only; `recover` clears up what a crash left. A file whose
+contents another snapshot has already is not written again: it gets a second name (a hard link).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from workbench.config import SnapshotsConfig
-from workbench.store.durable import sync, sync_tree
+from workbench.store import checksums
+from workbench.store.checksums import SUMS
+from workbench.store.durable import link_or_copy, remove_tree, sync, sync_tree
+from workbench.store.errors import DamagedError
+from workbench.store.tensors import TensorFile
 
 STATE = "state.json"
 
@@ -40,6 +47,19 @@ class Snapshot:
     """JSON values, kept in state.json."""
 
 
+class TextFile:
+    """A text file to be: `bytes` long, of this `sha256`."""
+
+    def __init__(self, text: str) -> None:
+        self._data = text.encode()
+        self.bytes = len(self._data)
+        self.sha256 = hashlib.sha256(self._data).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        path.write_bytes(self._data)
+
+
 def folder_of(snapshots: Path, step: int) -> Path:
     """Where the snapshot of a step lies."""
     return snapshots / f"step-{step:06d}"
@@ -51,43 +71,120 @@ def steps(snapshots: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def write(snapshots: Path, snapshot: Snapshot) -> Path:
-    """Write a snapshot, replacing one of the same step, and return its folder."""
+def write(snapshots: Path, snapshot: Snapshot, make_room: Callable[[int], None]) -> Path:
+    """Write a snapshot, replacing one of the same step, and return its folder.
+
+    Files that are there already are linked. `make_room` is called once with the bytes that the
+    others will take, before they are written; what it raises leaves no trace.
+    """
     recover(snapshots)  # an earlier write may have failed, for lack of space say
     target = folder_of(snapshots, snapshot.step)
     writing = snapshots / f".writing-{target.name}-{os.getpid()}"
+    texts = snapshot.texts | {STATE: json.dumps(snapshot.state, indent=1)}
+    files: dict[str, TensorFile | TextFile] = {name: TextFile(t) for name, t in texts.items()}
     for name, arrays in snapshot.tensors.items():
         assert name.endswith(".safetensors"), name
-        file = writing / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, file, metadata={"format": "pt"})  # transformers asks for the format
-    for name, text in (snapshot.texts | {STATE: json.dumps(snapshot.state, indent=1)}).items():
-        file = writing / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    sync_tree(writing)
+        files[name] = TensorFile(arrays)
+    sums = {name: file.sha256 for name, file in files.items()}
+    files[SUMS] = TextFile(checksums.listing(sums))
+    try:
+        for name in files:
+            assert checksums.is_inside(name), name
+            (writing / name).parent.mkdir(parents=True, exist_ok=True)
+        shared = _share(snapshots, sums, writing)
+        own = {name: file for name, file in files.items() if name not in shared}
+        twins = {file.sha256: name for name, file in own.items()}  # equal ones within: once
+        make_room(sum(own[name].bytes for name in twins.values()))
+        for name in twins.values():
+            own[name].write(writing / name)
+        for name, file in own.items():
+            if name != twins[file.sha256]:
+                link_or_copy(writing / twins[file.sha256], writing / name)
+        sync_tree(writing)
+    except BaseException:
+        remove_tree(writing)
+        raise
     replaced = snapshots / f".replaced-{target.name}"
     if target.exists():
         os.rename(target, replaced)
     os.rename(writing, target)
     sync(snapshots)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    remove_tree(replaced)
     return target
 
 
+def _share(snapshots: Path, sums: dict[str, str], writing: Path) -> set[str]:
+    """Link what another snapshot has, intact, into `writing`; returns the names of those files."""
+    there: dict[str, Path] = {}
+    for step in steps(snapshots):  # the newest wins
+        folder = folder_of(snapshots, step)
+        try:
+            there |= {digest: folder / name for name, digest in _sums(folder).items()}
+        except DamagedError:
+            continue
+    shared = set()
+    for name, digest in sums.items():
+        if digest in there:
+            try:
+                checksums.check(there[digest], digest)  # damage must not be passed on
+                os.link(there[digest], writing / name)
+            except (DamagedError, OSError):
+                continue
+            shared.add(name)
+    return shared
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return checksums.listed(folder) or {}
+
+
 def read(snapshots: Path, step: int) -> Snapshot:
-    """The snapshot of a step; raises FileNotFoundError where there is none."""
+    """The snapshot of a step.
+
+    Raises DamagedError where a file of it is missing or is not what was written.
+    """
     folder = folder_of(snapshots, step)
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    check(folder)
+    names = [path.relative_to(folder).as_posix() for path in _files(folder)]
     tensors, texts = {}, {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = file.relative_to(folder).as_posix()
-        if file.suffix == ".safetensors":
-            tensors[name] = load_file(file)
-        elif name != STATE:
-            texts[name] = file.read_text(encoding="utf-8")
+    for name in names:
+        try:
+            if name.endswith(".safetensors"):
+                tensors[name] = load_file(folder / name)
+            elif name not in (STATE, SUMS):
+                texts[name] = (folder / name).read_text(encoding="utf-8")
+        except (SafetensorError, OSError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise DamagedError(f"{folder / name} is damaged: {reason}") from None
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedError(f"{folder / STATE} is missing") from None
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{folder / STATE} is damaged: {error}") from None
     return Snapshot(step, tensors, texts, state)
+
+
+def check(folder: Path) -> None:
+    """Raises DamagedError where a file of a snapshot's folder is not what was written.
+
+    One of an earlier workbench, without SHA256SUMS, is only checked for links.
+    """
+    if folder.is_symlink():
+        raise DamagedError(f"{folder} is a link; a run folder holds files only")
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise DamagedError(f"{path} is a link; a run folder holds files only")
+    for name, digest in _sums(folder).items():
+        checksums.check(folder / name, digest)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that belong to a snapshot; others that someone put there do not."""
+    sums = checksums.listed(folder)
+    if sums is not None:
+        return [folder / name for name in sorted(sums)]
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def remove(snapshots: Path, step: int) -> None:
@@ -96,7 +193,18 @@ def remove(snapshots: Path, step: int) -> None:
     removing = snapshots / f".removing-{target.name}"
     os.rename(target, removing)
     sync(snapshots)
-    shutil.rmtree(removing)
+    remove_tree(removing)
+
+
+def set_aside(snapshots: Path, step: int) -> Path:
+    """Take a damaged snapshot out of use; its files stay, under the name returned."""
+    target = folder_of(snapshots, step)
+    aside = snapshots / f"damaged-{target.name}"
+    remove_tree(aside)
+    if target.exists():
+        os.rename(target, aside)
+        sync(snapshots)
+    return aside
 
 
 def recover(snapshots: Path) -> None:
@@ -107,16 +215,4 @@ def recover(snapshots: Path) -> None:
             os.rename(replaced, target)
             sync(snapshots)
     for leftover in snapshots.glob(".*-step-*"):
-        shutil.rmtree(leftover)
-
-
-def superfluous(recorded: list[int], keep: SnapshotsConfig) -> list[int]:
-    """Which of the ascending steps go: not step 0, not the newest, not a kept multiple."""
-    newest = set(recorded[-keep.keep_last :])
-    return [
-        step
-        for step in recorded
-        if step not in newest
-        and step != 0
-        and not (keep.keep_every and step % keep.keep_every == 0)
-    ]
+        remove_tree(leftover)

@@ -10,7 +10,8 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -19,9 +20,11 @@ import pyarrow.parquet as pq
 
 from workbench.config import RunConfig
 from workbench.records import CommandRow, Finding, StepRecord
-from workbench.store import lock, schema, snapshots
-from workbench.store.durable import sync, sync_tree, write_durably
-from workbench.store.errors import RunFolderError
+from workbench.store import creation, forking, integrity, lock, schema, snapshots
+from workbench.store.archive import Archive, Written
+from workbench.store.checksums import sha256_of
+from workbench.store.durable import write_durably, writing
+from workbench.store.errors import DamagedError, RunFolderError
 from workbench.store.folder import (
     CONFIG,
     DATABASE,
@@ -38,16 +41,21 @@ class RunStore:
     """Writes one run folder. Made by `create`, `open` or `fork`; for one thread at a time.
 
     `path` is absolute. `config` is the config the run started with. `timeline` is the current one.
+    Writing raises WriteError where the disk is full or broken; what was recorded before stands.
     """
 
     path: Path
     config: RunConfig
     timeline: int
+    damage: list[str]
+    """What was found damaged when the run was opened, a line each; the run can go on."""
 
     def __init__(self, path: Path, held: IO[str]) -> None:
         self.path = path.absolute()
         self.config = RunConfig.load(path / CONFIG)
         self._lock = held
+        self._archive = Archive(self.path / SNAPSHOTS, self.config.snapshots)
+        self._failures: list[RunFolderError] = []
         self._db = sqlite3.connect(self.path / DATABASE, check_same_thread=False)
         try:
             self._prepare()
@@ -67,12 +75,12 @@ class RunStore:
                 (folder / part).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"cannot make a run at {path}: {error.strerror}") from None
-        _check_free(folder)
-        with ExitStack() as stack:
+        creation.check_free(folder)
+        with ExitStack() as stack, writing(f"the run at {path}"):
             held = stack.enter_context(lock.hold(folder))
-            _check_free(folder)
-            _write_text(folder / CONFIG, config.to_toml())
-            write_durably(folder / DATABASE, lambda file: _make_database(file, meta))
+            creation.check_free(folder)
+            creation.write_config(folder, config)
+            write_durably(folder / DATABASE, lambda file: creation.make_database(file, meta))
             store = cls(folder, held)
             stack.pop_all()
         return store
@@ -81,7 +89,8 @@ class RunStore:
     def open(cls, path: str | Path) -> RunStore:
         """Go on with a run, after clearing up what a crash may have left.
 
-        Raises RunFolderError where there is no run, another process has it, or it is too new.
+        Raises RunFolderError where there is no run, another process has it, it is too new, or its
+        database is damaged.
         """
         folder = Path(path)
         check_readable(folder)
@@ -91,72 +100,75 @@ class RunStore:
         return store
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")  # a snapshot must never outlive its steps
-        with self._db:
-            schema.add_missing_columns(self._db)
-        self.timeline = self._db.execute("SELECT max(timeline) FROM timelines").fetchone()[0]
-        for part in (ROLLOUTS, SNAPSHOTS):
-            (self.path / part).mkdir(exist_ok=True)  # a copied run may have lost empty folders
-        snapshots.recover(self._snapshots)
-        self._remove_snapshots_after(self.last_step())
-        named = {file for (file,) in self._db.execute("SELECT file FROM rollouts")}
-        for file in (self.path / ROLLOUTS).glob("*step-*.parquet"):
-            if file.name not in named:
-                file.unlink()
+        integrity.check_database(
+            self._db, self.path
+        )  # before anything is cleared up by what it says
+        with writing(str(self.path / DATABASE)):
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")  # a snapshot must never outlive its steps
+            with self._db:
+                schema.add_missing_columns(self._db)
+            self.timeline = self._db.execute("SELECT max(timeline) FROM timelines").fetchone()[0]
+            self.damage = integrity.damaged_rows(self._db)
+            for part in (ROLLOUTS, SNAPSHOTS):
+                (self.path / part).mkdir(exist_ok=True)  # a copied run may have lost empty folders
+            snapshots.recover(self._archive.folder)
+            self._remove_snapshots_after(self.last_step())
+            named = {file for (file,) in self._db.execute("SELECT file FROM rollouts")}
+            for file in (self.path / ROLLOUTS).glob("*step-*.parquet"):
+                if file.name not in named:
+                    file.unlink()
         self.set_status("idle")
 
-    @property
-    def _snapshots(self) -> Path:
-        return self.path / SNAPSHOTS
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[None]:
+        """All the statements of the block, or none. Raises WriteError: `what` was not written."""
+        with writing(what), self._db:
+            yield
 
     def append(self, record: StepRecord) -> None:
         """Record one step: its rollouts file, then all its rows in one transaction."""
         assert record.step == self.last_step() + 1, (record.step, self.last_step())
         step, file = record.step, ""
-        if record.rollouts:
-            file = rollouts_file(step, self.timeline)
-            table = schema.rollouts_table(record.rollouts)
-            write_durably(
-                self.path / ROLLOUTS / file,
-                lambda beside: pq.write_table(table, beside, compression="zstd"),
-            )
-        with self._db:
+        with self._transaction(f"step {step}"):
+            if record.rollouts:
+                file = rollouts_file(step, self.timeline)
+                table = schema.rollouts_table(record.rollouts)
+                path = self.path / ROLLOUTS / file
+                write_durably(
+                    path, lambda beside: pq.write_table(table, beside, compression="zstd")
+                )
+                schema.write_checksum(self._db, f"{ROLLOUTS}/{file}", sha256_of(path))
             self._db.execute("INSERT INTO rollouts VALUES (?, ?, ?)", (self.timeline, step, file))
-            self._db.executemany(
-                "INSERT INTO metrics VALUES (?, ?, ?, ?)",
-                [(self.timeline, step, name, float(v)) for name, v in record.metrics.items()],
-            )
+            schema.write_metrics(self._db, self.timeline, step, record.metrics)
             for table_name in schema.STEP_ROWS:
                 rows = vars(record)[table_name]
                 assert all(row.step == step for row in rows), table_name
                 schema.insert(self._db, table_name, self.timeline, rows)
+            integrity.seal_rows(self._db, self.timeline, step)
             schema.write_meta(self._db, {"updated": time.time()})
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Add metrics to a recorded step, e.g. what recording it cost."""
-        with self._db:
-            self._db.executemany(
-                "INSERT INTO metrics VALUES (?, ?, ?, ?)",
-                [(self.timeline, step, name, float(v)) for name, v in metrics.items()],
-            )
+        """Add metrics to a live step, e.g. what recording it cost; those of a name it has go."""
+        timeline = schema.timeline_of(self._db, step)
+        with self._transaction(f"metrics of step {step}"):
+            schema.write_metrics(self._db, timeline, step, metrics)
 
     def add_command(self, row: CommandRow) -> None:
         """Record a command on the current timeline; its arguments are JSON values."""
-        with self._db:
+        with self._transaction(f"the command {row.name!r}"):
             schema.insert(self._db, "commands", self.timeline, [row])
 
     def add_finding(self, row: Finding) -> None:
         """Record a finding on the current timeline; its evidence is JSON values."""
-        with self._db:
+        with self._transaction("a finding"):
             schema.insert(self._db, "findings", self.timeline, [row])
 
     def set_status(self, state: str) -> None:
         """Tell readers the state of the run, with this process's pid and the time."""
-        with self._db:
-            schema.write_meta(
-                self._db, {"state": state, "pid": os.getpid(), "updated": time.time()}
-            )
+        now = {"state": state, "pid": os.getpid(), "updated": time.time()}
+        with self._transaction("the run's state"):
+            schema.write_meta(self._db, now)
 
     def last_step(self) -> int:
         """The newest live step; 0 before the first."""
@@ -165,40 +177,136 @@ class RunStore:
     def rewind(self, to_step: int) -> int:
         """Go back to the end of a step: start a new timeline there and return its number.
 
-        Later rows stay, superseded; later snapshots are deleted. Raises RunFolderError where the
-        step was not recorded.
+        Later rows stay, superseded; later snapshots are deleted, pinned ones too. Raises
+        RunFolderError where the step was not recorded.
         """
         self._check_step("rewind to", to_step)
-        with self._db:
-            self.timeline = _start_timeline(self._db, to_step)
+        self.settle()
+        pinned = [step for step in self.pinned() if step <= to_step]
+        with self._transaction("the rewind"):
+            self.timeline = schema.start_timeline(self._db, to_step)
+            schema.write_meta(self._db, {schema.PINNED: pinned})
         self._remove_snapshots_after(to_step)
         return self.timeline
+
+    # --- snapshots --------------------------------------------------------------------------
 
     def save_snapshot(self, snapshot: Snapshot) -> Path:
         """Write a snapshot, whole or not at all, and delete those the config does not keep.
 
         It replaces one of the same step. It is offered once its step is recorded. The first of a
-        fork is kept: its config begins there.
+        fork is kept: its config begins there. Raises WriteError; BudgetError where it would not
+        fit in `snapshot_budget_mb` though all that may go went.
         """
-        folder = snapshots.write(self._snapshots, snapshot)
-        first = schema.read_meta(self._db).get("forked_from", {}).get("step", 0)
-        for step in snapshots.superfluous(self.snapshot_steps(), self.config.snapshots):
-            if step != first:
-                snapshots.remove(self._snapshots, step)
-        return folder
+        self.settle()
+        written = self._archive.write(snapshot, self.last_step(), self._stay())
+        self._note(written)
+        return written.folder
+
+    def start_snapshot(self, snapshot: Snapshot, done: Callable[[], None] = lambda: None) -> None:
+        """`save_snapshot` in the background, after the one under way; `done` is called in a thread.
+
+        The snapshot's arrays must not change meanwhile. What goes wrong is in `failures` once
+        `settle` was called, by the caller or by anything here that needs the snapshots.
+        """
+        self.settle()
+        self._archive.start(snapshot, self.last_step(), self._stay(), done)
+
+    @property
+    def snapshot_ended(self) -> bool:
+        """Whether a snapshot that was started is written, or failed, and was not settled yet."""
+        return self._archive.ready
+
+    def settle(self) -> None:
+        """Wait for the snapshot under way and note what it took, or that it failed."""
+        try:
+            written = self._archive.wait()
+            if written is not None:
+                self._note(written)
+        except RunFolderError as error:
+            self._failures.append(error)
+
+    def failures(self) -> list[RunFolderError]:
+        """Why snapshots were not written in the background since this was asked last."""
+        found, self._failures = self._failures, []
+        return found
+
+    def _note(self, written: Written) -> None:
+        if 0 < written.step <= self.last_step():
+            metrics = {
+                "seconds/snapshot": written.seconds,
+                "snapshot/bytes": written.bytes,
+                "snapshot/new_bytes": written.new_bytes,
+            }
+            self.add_metrics(written.step, metrics)
 
     def load_snapshot(self, step: int) -> Snapshot:
-        """Read a snapshot. Raises RunFolderError where there is none of that step."""
+        """Read a snapshot. Raises RunFolderError where there is none of that step, or a damaged."""
         there = self.snapshot_steps()
         if step not in there:
             listed = ", ".join(map(str, there)) or "none"
             raise RunFolderError(f"{self.path} has no snapshot of step {step}; there are: {listed}")
-        return snapshots.read(self._snapshots, step)
+        try:
+            return snapshots.read(self._archive.folder, step)
+        except DamagedError as error:
+            older = ", ".join(str(s) for s in there if s < step) or "none"
+            raise DamagedError(f"{error}; older snapshots: {older}") from None
+
+    def nearest_snapshot(self, up_to: int) -> tuple[Snapshot | None, list[DamagedError]]:
+        """The newest intact snapshot of a step up to `up_to`, and what was found damaged before.
+
+        Damaged ones are set aside as `snapshots/damaged-step-…`. None where no intact one is left.
+        """
+        found: list[DamagedError] = []
+        for step in reversed([s for s in self.snapshot_steps() if s <= up_to]):
+            try:
+                return snapshots.read(self._archive.folder, step), found
+            except DamagedError as error:
+                with writing(f"snapshots/damaged-step-{step:06d}"):
+                    snapshots.set_aside(self._archive.folder, step)
+                found.append(error)
+        return None, found
 
     def snapshot_steps(self) -> list[int]:
         """Recorded steps of the live history that have a snapshot, ascending."""
+        self.settle()
         last = self.last_step()
-        return [step for step in snapshots.steps(self._snapshots) if step <= last]
+        return [step for step in snapshots.steps(self._archive.folder) if step <= last]
+
+    def pinned(self) -> list[int]:
+        """Steps whose snapshots no rule and no budget deletes, ascending."""
+        return schema.read_meta(self._db).get(schema.PINNED, [])
+
+    def pin(self, step: int) -> None:
+        """Keep the snapshot of a step until it is unpinned, or a rewind goes back before it.
+
+        Raises RunFolderError where there is none.
+        """
+        there = self.snapshot_steps()
+        if step not in there:
+            listed = ", ".join(map(str, there)) or "none"
+            raise RunFolderError(f"pin: there is no snapshot of step {step}; there are: {listed}")
+        self._write_pinned({*self.pinned(), step})
+
+    def unpin(self, step: int) -> None:
+        """Treat the snapshot of a step like others again. Raises RunFolderError: not pinned."""
+        if step not in self.pinned():
+            listed = ", ".join(map(str, self.pinned())) or "none"
+            raise RunFolderError(f"unpin: step {step} is not pinned; pinned are: {listed}")
+        self._write_pinned({*self.pinned()} - {step})
+
+    def _write_pinned(self, steps: set[int]) -> None:
+        with self._transaction("the list of pinned snapshots"):
+            schema.write_meta(self._db, {schema.PINNED: sorted(steps)})
+
+    def _stay(self) -> set[int]:
+        return {0, self.first_step(), *self.pinned()}
+
+    def first_step(self) -> int:
+        """The step this run starts from: 0, or the one where it was forked."""
+        return int(schema.read_meta(self._db).get("forked_from", {}).get("step", 0))
+
+    # --- history ----------------------------------------------------------------------------
 
     def live_commands(self, *names: str) -> list[CommandRow]:
         """The commands of these names that were done and hold on the live history, in order.
@@ -208,7 +316,8 @@ class RunStore:
         """
         since = schema.read_meta(self._db)["config_timeline"]
         named = f"name IN ({', '.join('?' for _ in names)})"
-        where = f"{named} AND outcome = 'done' AND timeline >= ? AND {_live('commands')}"
+        live = schema.LIVE.format(table="commands")
+        where = f"{named} AND outcome = 'done' AND timeline >= ? AND {live}"
         return schema.select(self._db, "commands", where, *names, since)
 
     def fork(
@@ -229,60 +338,23 @@ class RunStore:
         self._check_step("fork at", at_step)
         if target.exists():
             raise RunFolderError(f"{path} exists already; choose another folder for the fork")
-        building = target.with_name(f".forking-{target.name}-{os.getpid()}")
-        try:
-            for part in (ROLLOUTS, SNAPSHOTS):
-                (building / part).mkdir(parents=True)
-        except OSError as error:
-            raise RunFolderError(f"cannot make a run at {path}: {error.strerror}") from None
-        try:
-            self._copy_history(building, target, at_step, config)
-            if start is not None:
-                snapshots.write(building / SNAPSHOTS, start)
-            sync_tree(building)
-            os.rename(building, target)
-            sync(target.parent)
-        except BaseException:
-            shutil.rmtree(building)
-            raise
+        self.settle()
+        self.settle()
+        with writing(f"the fork at {path}"):
+            forking.fork(self._db, self.path, target, at_step, self.config, config, start)
         return RunStore.open(target)
 
-    def _copy_history(
-        self, building: Path, target: Path, at_step: int, config: RunConfig | None
-    ) -> None:
-        _write_text(building / CONFIG, (config or self.config).to_toml())
-        with closing(sqlite3.connect(building / DATABASE)) as copy:
-            copy.execute("PRAGMA synchronous = OFF")  # the whole folder is flushed in the end
-            self._db.backup(copy)
-            with copy:
-                for table in ("rollouts", "metrics", *schema.STEP_ROWS, *schema.EVENT_ROWS):
-                    copy.execute(
-                        f'DELETE FROM "{table}" WHERE step > ? OR NOT {_live(table)}', (at_step,)
-                    )
-                timeline = _start_timeline(copy, at_step)
-                origin = {
-                    "run": self.path.name,
-                    "path": os.path.relpath(self.path, target),
-                    "step": at_step,
-                    "timeline": timeline,
-                }
-                schema.write_meta(copy, {"created": time.time(), "forked_from": origin})
-                if config is not None:
-                    schema.write_meta(copy, {"config_timeline": timeline})
-            for (file,) in copy.execute("SELECT file FROM rollouts WHERE file != ''"):
-                _link(self.path / ROLLOUTS / file, building / ROLLOUTS / file)
-        for step in self.snapshot_steps():
-            if step <= at_step:
-                source = snapshots.folder_of(self._snapshots, step)
-                copied = snapshots.folder_of(building / SNAPSHOTS, step)
-                shutil.copytree(source, copied, copy_function=_link)
+    # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give the folder back. The state becomes "closed", unless it is "finished" or "failed"."""
-        if schema.read_meta(self._db)["state"] not in ENDED:
-            self.set_status("closed")
-        self._db.close()
-        self._lock.close()
+        try:
+            self.settle()
+            if schema.read_meta(self._db)["state"] not in ENDED:
+                self.set_status("closed")
+        finally:
+            self._db.close()
+            self._lock.close()
 
     def discard(self) -> None:
         """Close a run that never began and take its files away, so the folder can be used again."""
@@ -312,49 +384,7 @@ class RunStore:
             raise RunFolderError(f"cannot {doing} step {step}: {self.path} has steps 0 to {last}")
 
     def _remove_snapshots_after(self, step: int) -> None:
-        for later in snapshots.steps(self._snapshots):
+        for later in snapshots.steps(self._archive.folder):
             if later > step:
-                snapshots.remove(self._snapshots, later)
-
-
-def _check_free(folder: Path) -> None:
-    if (folder / DATABASE).exists():
-        raise RunFolderError(
-            f"{folder} holds a run already; go on with Session.resume({str(folder)!r}) "
-            "or choose another folder"
-        )
-
-
-def _make_database(file: Path, meta: dict[str, Any]) -> None:
-    file.unlink(missing_ok=True)
-    with closing(sqlite3.connect(file)) as database, database:
-        database.execute("PRAGMA synchronous = OFF")  # write_durably flushes the whole file
-        schema.create_tables(database)
-        database.execute("INSERT INTO timelines VALUES (0, 0, ?)", (time.time(),))
-        start = {"created": time.time(), "config_timeline": 0, "state": "idle"}
-        schema.write_meta(database, {**meta, **start})
-
-
-def _start_timeline(database: sqlite3.Connection, from_step: int) -> int:
-    timeline = database.execute("SELECT max(timeline) + 1 FROM timelines").fetchone()[0]
-    database.execute("INSERT INTO timelines VALUES (?, ?, ?)", (timeline, from_step, time.time()))
-    return timeline
-
-
-def _live(table: str) -> str:
-    return schema.LIVE.format(table=table)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    # Files of a run are replaced, never written in place, so two runs can share them.
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _write_text(path: Path, text: str) -> None:
-    def write(beside: Path) -> None:
-        beside.write_text(text, encoding="utf-8")
-
-    write_durably(path, write)
+                with writing(f"the removal of the snapshot of step {later}"):
+                    snapshots.remove(self._archive.folder, later)
