@@ -126,3 +126,5 @@ class SnapshotsConfig(Section):
     """Keep this many of the newest."""
     keep_every: int = Field(20, ge=0)
     """Also keep each snapshot whose step is a multiple of this (0: none)."""
+    snapshot_budget_mb: float = Field(0.0, ge=0)
+    """Bytes that all snapshots may take, in 10⁶ (0: any): the oldest unpinned go first. [ours]"""
