@@ -16,7 +16,7 @@ import numpy as np
 
 from workbench.config import ConfigError, ModelConfig, RunConfig
 from workbench.policy import Policy
-from workbench.records import CommandRow, Finding, StepRecord
+from workbench.records import PHASES, CommandRow, Finding, StepRecord
 from workbench.store import RunFolderError, RunStore, Snapshot, open_run
 from workbench.tasks import make_task
 from workbench.training.methods import METHODS
@@ -30,6 +30,9 @@ OPTIMIZERS = "optimizers.safetensors"
 FIXED = {"model", *ModelConfig.model_fields}
 """Settings a fork cannot change: the snapshot's tensors have their shape."""
 
+
+PHASE_SECONDS = {f"seconds/{phase}" for phase in PHASES}
+"""Metrics that add up to a step's time; what each probe took is part of them."""
 
 CHANGES = ("set", "set_aside", "take_back")
 """Commands that change the config in force; time travel carries them out again."""
@@ -73,7 +76,7 @@ class Engine:
             self.save()
         seconds = {"seconds/record": time.perf_counter() - started}
         seconds["seconds/total"] = seconds["seconds/record"] + sum(
-            value for name, value in record.metrics.items() if name.startswith("seconds/")
+            value for name, value in record.metrics.items() if name in PHASE_SECONDS
         )
         self.store.add_metrics(record.step, seconds)
         record.metrics.update(seconds)

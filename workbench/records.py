@@ -16,6 +16,21 @@ from typing import Literal
 PHASES = ("rollouts", "rewards", "gradients", "probes", "update", "record")
 """The named phases of a step, in order."""
 
+PROBES = {
+    "alignment": "alignment_every",
+    "rollout_alignment": "rollout_alignment_every",
+    "shared_gain": "shared_gain_every",
+    "paired_gain": "paired_gain_every",
+    "token_views": "token_views_every",
+    "coordinator": "coordinator_every",
+    "evaluation": "evaluate_every",
+}
+"""What is measured beside training, and the setting with its schedule.
+
+'seconds/probe/<name>' is what it took, at the steps where it was due. These are parts of the phase
+'probes', but for what alignment does inside the backward passes of the phase 'gradients'.
+"""
+
 Estimator = Literal["shared", "paired"]
 
 
@@ -123,7 +138,7 @@ class AlignmentRow:
     """'all', 'embed', 'layers.0', …, 'norm', 'lm_head'."""
     cosine: float
     noise: float
-    """Half-width of the noise band from split halves: |cosine| below it says nothing. Gain: NaN."""
+    """Half-width of the noise band, t·standard_error: |cosine| below it says nothing. Gain: NaN."""
     conflict: bool
     """Inner product below zero and outside the band."""
     first_norm: float
@@ -132,6 +147,10 @@ class AlignmentRow:
     """‖g^R‖ (gain: ‖ĝ_w‖)."""
     difference_norm: float
     """‖first − second‖; for gain this is the gain signal itself."""
+    standard_error: float = nan
+    """Of the inner product, over both norms; NaN where the noise is."""
+    dof: float = nan
+    """Degrees of freedom it was estimated with; near 1 the band is wide (probes/alignment.py)."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,8 @@ class StepRecord:
 
     step: int
     metrics: dict[str, float]
-    """Names as in TRL where it has one; 'seconds/<phase>' for each phase. Unmeasured: absent."""
+    """Names as in TRL where it has one; 'seconds/<phase>' for each phase, see PHASES and PROBES.
+    Unmeasured: absent."""
     rollouts: list[RolloutRow]
     gain: list[GainRow]
     demonstrations: list[DemonstrationRow]

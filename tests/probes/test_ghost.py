@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from workbench.policy import Policy
+from workbench.probes import ghost as ghost_module
 from workbench.probes.ghost import PerSample
 from workbench.sampling import completion_logits, pack, token_logprobs
 
@@ -334,3 +335,34 @@ def test_the_gradient_and_the_model_stay_as_they_were() -> None:
         watched = torch.autograd.grad(sample_losses(model, inputs).sum(), parameters.values())
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_norms_are_left_out_where_not_wanted_and_inner_products_stay() -> None:
+    model, inputs = build("llama-tied", lora=True), batch(5, 18)
+    parameters = dict(model.named_parameters())
+    direction = random_direction(parameters)
+    groups = {key: split(key) for key in parameters}
+    found = []
+    for norms in (None, {"base"}):
+        with PerSample(model, direction, 5, groups, norms=norms) as ghost:
+            torch.autograd.grad(sample_losses(model, inputs).sum(), parameters.values())
+        found.append(ghost)
+    whole, some = found
+    assert set(some.squared_norm) == {"base"}
+    torch.testing.assert_close(some.squared_norm["base"], whole.squared_norm["base"])
+    for group, inner in whole.inner.items():
+        torch.testing.assert_close(some.inner[group], inner, rtol=1e-9, atol=0)
+
+
+def test_forming_gradients_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = build("llama-untied", lora=False), batch(5, 18)
+    parameters = dict(model.named_parameters())
+    direction = random_direction(parameters)
+    found = []
+    for limit in (ghost_module.FORMED, 2 * 16 * 16):
+        monkeypatch.setattr(ghost_module, "FORMED", limit)
+        with PerSample(model, direction, 5) as ghost:
+            torch.autograd.grad(sample_losses(model, inputs).sum(), parameters.values())
+        found.append(ghost)
+    torch.testing.assert_close(found[0].inner["all"], found[1].inner["all"])
+    torch.testing.assert_close(found[0].norm["all"], found[1].norm["all"])

@@ -22,7 +22,14 @@ from workbench.config import RunConfig
 from workbench.policy import Policy
 from workbench.sampling import Completions, pack
 from workbench.training.batches import RolloutBatch, draw, pack_demonstrations
-from workbench.training.gradients import NonFiniteError, RLPass, SFTPass, rl_pass, sft_pass
+from workbench.training.gradients import (
+    NonFiniteError,
+    RLPass,
+    SFTPass,
+    rl_pass,
+    sft_pass,
+    split_rows,
+)
 from workbench.training.methods import Sides
 from workbench.training.objectives import group_advantages
 from workbench.training.vectors import ParamVector
@@ -140,15 +147,14 @@ def test_sft_gradient_is_the_slope_of_the_objective(case: tuple[RunConfig, Polic
     assert_slopes(lambda: run().objective, run().gradient, policy.base, policy.coordinator)
 
 
-def test_the_halves_add_up_and_each_is_its_own_prompts_share(
-    case: tuple[RunConfig, Policy],
-) -> None:
-    """The second half of 3 prompts is the third alone, weighted by its share of the tokens."""
+def test_a_block_is_its_own_prompts_share(case: tuple[RunConfig, Policy]) -> None:
+    """Each of 3 prompts is a block; the last is the third alone, weighted by its tokens' share."""
     config, policy = case
     whole = rollouts()
     args = (policy.base, policy.coordinator)
-    found = rl_pass("rl", policy.model, *args, whole, config.training, 1.0, None, keep_halves=True)
-    assert (found.halves.n_first, found.halves.n_second) == (11, 7)
+    found = rl_pass("rl", policy.model, *args, whole, config.training, 1.0, None, keep_blocks=True)
+    assert found.blocks is not None
+    assert found.blocks.tokens == [4, 7, 7]
     rows = [4, 5]
     assert whole.reference_logprobs_NC is not None
     third = RolloutBatch(
@@ -161,10 +167,20 @@ def test_the_halves_add_up_and_each_is_its_own_prompts_share(
         whole.reference_logprobs_NC[4:],
     )
     alone = rl_pass("rl", policy.model, *args, third, config.training, 1.0, None)
-    for name, value in found.halves.second.base.items():
-        assert torch.allclose(value, 7 / 18 * alone.gradient.base[name], rtol=1e-9, atol=1e-13)
-        total = found.halves.first.base[name] + value
-        assert torch.equal(total, found.gradient.base[name])
+    for side in ("base", "coordinator"):
+        before = getattr(found.blocks.so_far[-1], side)
+        for name, total in getattr(found.gradient, side).items():
+            expected = total - 7 / 18 * getattr(alone.gradient, side)[name]
+            assert before[name].dtype == torch.bfloat16
+            torch.testing.assert_close(before[name].to(total), expected, rtol=2**-8, atol=1e-12)
+
+
+def test_blocks_hold_all_rows_once_and_are_alike() -> None:
+    for n_rows in range(1, 40):
+        blocks = split_rows(n_rows, 5)
+        assert [row for block in blocks for row in range(*block)] == list(range(n_rows))
+        sizes = [stop - start for start, stop in blocks]
+        assert len(sizes) == min(5, n_rows) and max(sizes) - min(sizes) <= 1
 
 
 def test_one_demonstrations_share_is_the_gradient_of_its_tokens(

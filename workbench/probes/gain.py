@@ -220,6 +220,11 @@ def helped_hurt(rows: Sequence[GainRow], level: float = 0.05, corrected: bool = 
     return HelpedHurt(sum(g > 0 for g in gains), sum(g < 0 for g in gains))
 
 
+def policies_agree(policy: Policy) -> bool:
+    """Whether the RL-only baseline's θ̂ is θ, to the last bit."""
+    return all(torch.equal(theta, policy.baseline_base[n]) for n, theta in policy.base.items())
+
+
 def draw_paired(
     policy: Policy,
     problems: Sequence[Problem],
@@ -233,24 +238,27 @@ def draw_paired(
     """Draw K = `rollouts` completions a problem from θ+w and from θ̂+w on the same noise.
 
     Rollout k of problem i is noise stream i·K + k under both policies. Returns one gain row a
-    problem and 2·P·K rollout rows, the joint policy's first; `noise.step` is their step.
+    problem and 2·P·K rollout rows, the joint policy's first; `noise.step` is their step. Where θ̂
+    equals θ, as at the start of a run, both write the same texts: they are drawn once.
     """
     repeated = [problem for problem in problems for _ in range(rollouts)]
     prompts = [policy.encode_prompt(problem.prompt) for problem in repeated]
     rows: list[RolloutRow] = []
     rewards = []
+    one = policies_agree(policy)
     for name in get_args(PairedPolicy):
-        done = sample(
-            policy.of(name),
-            policy.tokenizer,
-            prompts,
-            noise=noise,
-            sequences=range(len(repeated)),
-            end_ids=policy.end_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            batch=batch,
-        )
+        if name == "joint" or not one:
+            done = sample(
+                policy.of(name),
+                policy.tokenizer,
+                prompts,
+                noise=noise,
+                sequences=range(len(repeated)),
+                end_ids=policy.end_ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                batch=batch,
+            )
         found = [
             _rollout(policy, task, noise.step, name, i, repeated[i], done)
             for i in range(len(repeated))

@@ -7,8 +7,12 @@ pass: both follow from what each layer saw going forward and received going back
 For a linear layer y_t = W x_t with b_t = ∂loss/∂y_t, sample j's share is g_j = Σ_t b_t x_tᵀ, so
 
     ⟨g_j, V⟩ = Σ_t b_tᵀ V x_t
-    ‖g_j‖²   = Σ_t Σ_t' (b_t·b_t')(x_t·x_t')        for short texts, T(d_in + d_out) < d_in·d_out
+    ‖g_j‖²   = Σ_t Σ_t' (b_t·b_t')(x_t·x_t')        for short texts
              = ‖Σ_t b_t x_tᵀ‖²                      otherwise
+
+Which of the two is cheaper is decided for each layer by counting multiplications. The second forms
+g_j, from which every inner product is then d_in·d_out more, instead of T·d_in·d_out: so with a norm
+wanted it wins from T² (d_in + d_out) > d_in·d_out on, about.
 
 An embedding is the same with one-hot x_t. A weight used more than once (tied embedding and output
 layer) adds the cross terms between its uses. Biases and norm weights have small per-sample
@@ -22,7 +26,8 @@ coordinator are [ours].
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from time import perf_counter
 from types import TracebackType
 from typing import NamedTuple
 
@@ -30,6 +35,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
+
+FORMED = 1 << 23
+"""Entries of per-sample gradients formed at once: 32 MB in float32. [ours]"""
 
 
 class _Use(NamedTuple):
@@ -65,19 +73,36 @@ def _gram(a: Tensor, b: Tensor) -> Tensor:
 
 def _squared_norm(uses: list[_Use]) -> Tensor:
     """‖Σ over uses of Σ_t left_t right_tᵀ‖² of each sample, (N,)."""
-    first = uses[0]
-    if len(uses) == 1 and first.left.dim() == 3:
-        tokens, rows, columns = first.left.shape[1], first.left.shape[2], first.right.shape[2]
-        if tokens * (rows + columns) >= rows * columns:
-            per_sample = zip(first.left, first.right, strict=True)
-            return torch.stack([(left.T @ right).square().sum() for left, right in per_sample])
-    total = first.right.new_zeros(first.right.shape[0])
+    total = uses[0].right.new_zeros(uses[0].right.shape[0])
     for i, a in enumerate(uses):
         for b in uses[i:]:
             right = _gram(a.right, b.right)
             left = _gram(a.left, b.left).to(right.dtype)
             total += (1 if a is b else 2) * (left * right).flatten(1).sum(1)
     return total
+
+
+def _forming_is_cheaper(use: _Use, n_directions: int) -> bool:
+    """Whether to form each sample's gradient, by multiplications for inner products and norm."""
+    if use.left.dim() == 2:
+        return False
+    tokens, rows, columns = use.left.shape[1], use.left.shape[2], use.right.shape[2]
+    size = rows * columns
+    projected = n_directions * tokens * size + tokens**2 * (rows + columns)
+    return size * (tokens + n_directions + 1) < projected
+
+
+def _formed(use: _Use, directions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Inner products with each direction, and ‖·‖², from each sample's gradient itself: (N,)."""
+    flat = torch.stack([v.flatten() for v in directions.values()], 1)  # (rows·columns, directions)
+    inner, squares = [], []
+    chunk = max(1, FORMED // len(flat))
+    for left, right in zip(use.left.split(chunk), use.right.split(chunk), strict=True):
+        gradients = (left.transpose(1, 2) @ right).flatten(1)
+        inner.append(gradients @ flat)
+        squares.append(torch.linalg.vector_norm(gradients, dim=1).square())
+    columns = torch.cat(inner).unbind(1)
+    return dict(zip(directions, columns, strict=True)), torch.cat(squares)
 
 
 class PerSample:
@@ -106,14 +131,16 @@ class PerSample:
         n_samples: rows of the batch.
         groups: group of each name, e.g. 'base/layers.0'; all fall in 'all' without it.
         parameters: what the names in `direction` mean; `model.named_parameters()` without it.
-        also: further directions, by a name of their own; parameters one lacks count 0 there. Each
-            costs about as much as the layers' forward pass.
+        also: further directions, by a name of their own; parameters one lacks count 0 there.
+        norms: groups whose norms are wanted; all of them without it.
 
     Attributes, complete once the block has ended:
         inner: ⟨g_j, v⟩ summed over each group's parameters, group → (n_samples,) float64.
         inner_also: the same for each direction in `also`, by its name.
         squared_norm: ‖g_j‖² over each group's parameters, group → (n_samples,) float64.
         skipped: parameters that could not be followed, each with its share of ‖v‖² over all of v.
+        seconds: what all this took, of the time of the pass it was part of. On an accelerator: to
+            hand it out, not to compute it.
     """
 
     def __init__(
@@ -124,7 +151,9 @@ class PerSample:
         groups: Mapping[str, str] | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
         also: Mapping[str, Mapping[str, Tensor]] | None = None,
+        norms: Collection[str] | None = None,
     ) -> None:
+        self._began = perf_counter()
         known = dict(model.named_parameters()) if parameters is None else parameters
         trained = {name: known[name] for name in direction if known[name].requires_grad}
         self._n = n_samples
@@ -135,6 +164,7 @@ class PerSample:
             for key, v in ({"": direction} | dict(also or {})).items()
         }
         self._group = {name: groups[name] if groups else "all" for name in trained}
+        self._wanted = {n for n, group in self._group.items() if norms is None or group in norms}
         self._name = {id(parameter): name for name, parameter in trained.items()}
         self.inner: dict[str, Tensor] = {}
         self.inner_also: dict[str, dict[str, Tensor]] = {key: {} for key in also or {}}
@@ -148,6 +178,7 @@ class PerSample:
         self._squared_norm: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._replaying = False
+        self.seconds = 0.0
 
     @property
     def norm(self) -> dict[str, Tensor]:
@@ -175,6 +206,7 @@ class PerSample:
         for module in self._model.modules():
             if self._own(module) and _is_covered(module):
                 self._handles.append(module.register_forward_hook(self._after_forward))
+        self.seconds = perf_counter() - self._began
         return self
 
     def __exit__(
@@ -183,11 +215,13 @@ class PerSample:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        started = perf_counter()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         if kind is None:
             self._finish()
+        self.seconds += perf_counter() - started
 
     def _after_forward(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         if self._replaying or not out.requires_grad:
@@ -198,7 +232,13 @@ class PerSample:
             return
         self._calls.update(names.values())
         x = inputs[0].detach()
-        out.register_hook(lambda gradient: self._after_backward(module, names, x, gradient))
+
+        def timed(gradient: Tensor) -> None:
+            started = perf_counter()
+            self._after_backward(module, names, x, gradient)
+            self.seconds += perf_counter() - started
+
+        out.register_hook(timed)
 
     @torch.no_grad()
     def _after_backward(
@@ -214,9 +254,18 @@ class PerSample:
         if "weight" in names:
             name = names["weight"]
             use = _as_use(module, x, gradient, self._n, self._direction[name].dtype)
-            for key, direction in self._directions.items():
-                if name in direction:
-                    _add(self._inner[key], name, use.inner(direction[name]).double())
+            directions = {k: v[name] for k, v in self._directions.items() if name in v}
+            wanted = name in self._wanted
+            if wanted and self._calls[name] == 1 and _forming_is_cheaper(use, len(directions)):
+                inner, squared_norm = _formed(use, directions)
+                for key, value in inner.items():
+                    self._inner[key][name] = value.double()
+                self._squared_norm[name] = squared_norm.double()
+                return
+            for key, direction in directions.items():
+                _add(self._inner[key], name, use.inner(direction).double())
+            if not wanted:
+                return
             self._uses[name].append(use)
             if len(self._uses[name]) == self._calls[name]:  # the last of its uses
                 self._squared_norm[name] = _squared_norm(self._uses.pop(name)).double()
@@ -247,17 +296,21 @@ class PerSample:
                 if name in direction:
                     v = direction[name]
                     self._inner[key][name] = (share.to(v.dtype) @ v).double()
-            self._squared_norm[name] = share.double().square().sum(1)
+            if name in self._wanted:
+                self._squared_norm[name] = share.double().square().sum(1)
         self._uses.clear()
         self._vectors.clear()
-        squares = {name: v.double().square().sum().item() for name, v in self._direction.items()}
+        squares = {
+            name: v.square().sum(dtype=torch.float64).item() for name, v in self._direction.items()
+        }
         total = sum(squares.values())
         for name, group in self._group.items():
             zero = self._direction[name].new_zeros(self._n, dtype=torch.float64)
-            followed = name not in self._lost and name in self._squared_norm
+            followed = name not in self._lost and name in self._inner[""]
             if not followed:
                 self.skipped[name] = squares[name] / total if total else 0.0
-            _add(self.squared_norm, group, self._squared_norm[name] if followed else zero)
+            if name in self._wanted:
+                _add(self.squared_norm, group, self._squared_norm[name] if followed else zero)
             for key, inner in self._inner.items():
                 totals = self.inner_also[key] if key else self.inner
                 _add(totals, group, inner.get(name, zero) if followed else zero)

@@ -1,7 +1,7 @@
 """The three backward passes of a step. Gradients are returned, never left in `.grad`.
 
-Every pass goes through the batch in two halves, whose gradients add up to the whole: the
-difference between the halves is what the alignment probe's noise band is made of.
+Every pass goes through the batch in a few blocks, whose gradients add up to the whole: how much the
+blocks differ is what the alignment probe's standard error is made of.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import nan
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from workbench.config import TrainingConfig
-from workbench.policy import Policy
+from workbench.policy import Policy, layer_of
 from workbench.probes.ghost import PerSample
 from workbench.sampling import TokenBatch, completion_logits, token_entropy, token_logprobs
 from workbench.training.batches import RolloutBatch
@@ -32,27 +33,28 @@ class NonFiniteError(ArithmeticError):
         self.phase, self.tensor = phase, tensor
 
 
+RL_BLOCKS, SFT_BLOCKS = 5, 2
+"""At most so many blocks. A block more is one tensor of half precision more for each weight; of
+demonstrations each one's own share is known anyway (probes/ghost.py). [ours]"""
+
+
 @dataclass(frozen=True)
-class Halves:
-    """A batch's gradient and its first half's contribution to it; the second is what is left."""
+class Blocks:
+    """How a batch's gradient came together, block by block."""
 
-    first: Sides
-    total: Sides
-    n_first: int
-    """Completion tokens of the first half."""
-    n_second: int
-
-    @property
-    def second(self) -> Sides:
-        """The second half's contribution; made anew at each call, to save memory."""
-        return self.total - self.first
+    so_far: list[Sides]
+    """The gradient's sum after each block but the last, in bfloat16: for inner products only."""
+    tokens: list[int]
+    """Completion tokens of each block."""
+    seconds: float
+    """What keeping them took."""
 
 
 @dataclass(frozen=True)
 class RLPass:
     """What one RL backward pass found."""
 
-    halves: Halves | None
+    blocks: Blocks | None
     """None unless they were asked for, or where the batch is a single group."""
     gradient: Sides
     objective: float
@@ -69,17 +71,18 @@ class RLPass:
 class SFTPass:
     """What one SFT backward pass found."""
 
-    halves: Halves | None
+    blocks: Blocks | None
     gradient: Sides
     objective: float
     """Token-mean log-likelihood, nats."""
     logprobs_DC: Tensor
 
 
-def split_rows(n_rows: int) -> list[tuple[int, int]]:
-    """Two halves of n_rows rows; one 'half' where there is a single row."""
-    middle = (n_rows + 1) // 2
-    return [(0, middle), (middle, n_rows)] if n_rows > 1 else [(0, n_rows)]
+def split_rows(n_rows: int, n_blocks: int) -> list[tuple[int, int]]:
+    """n_rows rows in `n_blocks` blocks of like size, or one a row where there are fewer."""
+    n_blocks = min(n_rows, n_blocks)
+    edges = [round(n_rows * i / n_blocks) for i in range(n_blocks + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
 
 
 def ascent(
@@ -103,12 +106,19 @@ def check_finite(gradient: Sides, name: str) -> None:
                 raise NonFiniteError("gradients", f"{name} gradient of {parameter}")
 
 
-class _Sum:
-    """A gradient summed over micro-batches, in place, with a copy of what the first half gave."""
+def _rounded(vector: ParamVector) -> ParamVector:
+    return ParamVector({name: value.to(torch.bfloat16) for name, value in vector.items()})
 
-    def __init__(self) -> None:
+
+class _Sum:
+    """A gradient summed over micro-batches, in place, with a copy of what it was after a block."""
+
+    def __init__(self, keep: bool) -> None:
         self.total: Sides | None = None
-        self.first: Sides | None = None
+        self.keep = keep
+        self.so_far: list[Sides] = []
+        self.tokens: list[int] = []
+        self.seconds = 0.0
 
     def add(self, part: Sides) -> None:
         if self.total is None:
@@ -116,19 +126,22 @@ class _Sum:
         else:
             self.total.add_(part)
 
-    def end_of_half(self, keep: bool) -> None:
-        """Call after each half; keeps a copy after the first, where wanted."""
-        if keep and self.first is None:
+    def end_of_block(self, n_tokens: int, last: bool) -> None:
+        """Call after each block."""
+        self.tokens.append(n_tokens)
+        if self.keep and not last:
+            started = perf_counter()
             assert self.total is not None
-            self.first = self.total.clone()
+            self.so_far.append(Sides(_rounded(self.total.base), _rounded(self.total.coordinator)))
+            self.seconds += perf_counter() - started
 
-    def result(self, name: str, counts: list[int]) -> tuple[Sides, Halves | None]:
-        """(gradient, halves); raises NonFiniteError."""
+    def result(self, name: str) -> tuple[Sides, Blocks | None]:
+        """(gradient, blocks); raises NonFiniteError."""
         assert self.total is not None
         check_finite(self.total, name)
-        if self.first is None or len(counts) == 1:
+        if not self.so_far:
             return self.total, None
-        return self.total, Halves(self.first, self.total, *counts)
+        return self.total, Blocks(self.so_far, self.tokens, self.seconds)
 
 
 def rl_pass(
@@ -140,7 +153,7 @@ def rl_pass(
     config: TrainingConfig,
     temperature: float,
     old_logprobs_NC: Tensor | None,
-    keep_halves: bool = False,
+    keep_blocks: bool = False,
 ) -> RLPass:
     """∇ J_RL of `module` over (base, coordinator) on the step's rollouts.
 
@@ -152,10 +165,10 @@ def rl_pass(
     advantages_N = batch.advantages_PG.flatten()
     logprobs_NC = torch.zeros_like(tokens.completion_mask)
     entropy_NC = torch.zeros_like(tokens.completion_mask)
-    gradient_sum, counts = _Sum(), []
+    gradient_sum, n_groups = _Sum(keep_blocks), len(batch.problems_P)
     objective = kl = clipped = 0.0
-    for first, last in split_rows(len(batch.problems_P)):
-        start, stop = first * batch.group_size, last * batch.group_size  # halves of whole groups
+    for first, last in split_rows(n_groups, RL_BLOCKS):
+        start, stop = first * batch.group_size, last * batch.group_size  # blocks of whole groups
         for rows in tokens.micro_batches(start, stop, config.micro_batch_tokens):
             part = tokens.select(rows)
             width = part.completion_ids.shape[1]
@@ -180,11 +193,11 @@ def rl_pass(
             objective += share.item()
             kl += terms.kl_sum / n_tokens
             clipped += terms.clipped_sum / n_tokens
-        gradient_sum.end_of_half(keep_halves)
-        counts.append(int(tokens.completion_mask[start:stop].sum()))
-    gradient, halves = gradient_sum.result(name, counts)
+        n_block = int(tokens.completion_mask[start:stop].sum())
+        gradient_sum.end_of_block(n_block, last == n_groups)
+    gradient, blocks = gradient_sum.result(name)
     return RLPass(
-        halves,
+        blocks,
         gradient,
         objective,
         kl if batch.reference_logprobs_NC is not None else float("nan"),
@@ -198,12 +211,25 @@ def rl_pass(
 class PerDemonstration:
     """Inner products of each demonstration's share of g^S with g^R, from the same backward pass."""
 
-    base_inner_D: Tensor
-    coordinator_inner_D: Tensor
-    """NaN where the method does not train w."""
+    inner: dict[str, dict[str, Tensor]]
+    """⟨g_j, g^R⟩ by part ('base', 'coordinator'), then layer: float64 (D,)."""
     base_norm_D: Tensor
     skipped: float = 0.0
     """Share of ‖g^R‖² in weights that the per-sample products could not follow."""
+    seconds: float = 0.0
+    """What this added to the pass."""
+
+    @property
+    def base_inner_D(self) -> Tensor:
+        """⟨g_j, g^R⟩ over θ."""
+        return torch.stack(list(self.inner["base"].values())).sum(0)
+
+    @property
+    def coordinator_inner_D(self) -> Tensor:
+        """⟨g_j, g^R⟩ over w; NaN where the method does not train it."""
+        if not self.inner["coordinator"]:
+            return torch.full_like(self.base_norm_D, nan)
+        return torch.stack(list(self.inner["coordinator"].values())).sum(0)
 
 
 def sft_pass(
@@ -219,11 +245,12 @@ def sft_pass(
     """
     n_tokens, n_rows = tokens.n_tokens, len(tokens.input_ids)
     logprobs_DC = torch.zeros_like(tokens.completion_mask)
-    blank = torch.full((n_rows,), nan, dtype=torch.float64)
-    per = PerDemonstration(blank.clone(), blank.clone(), blank.clone())
-    gradient_sum, counts = _Sum(), []
+    per = PerDemonstration(
+        {"base": {}, "coordinator": {}}, torch.zeros(n_rows, dtype=torch.float64)
+    )
+    gradient_sum = _Sum(keep=direction is not None)
     objective = 0.0
-    for start, stop in split_rows(n_rows):
+    for start, stop in split_rows(n_rows, SFT_BLOCKS):
         for rows in tokens.micro_batches(start, stop, max_tokens):
             part = tokens.select(rows)
             with ExitStack() as stack:
@@ -236,25 +263,35 @@ def sft_pass(
                     raise NonFiniteError("gradients", "sft objective")
                 gradient_sum.add(ascent(share, policy.base, coordinator))
             if ghost is not None:
-                per.base_inner_D[rows] = ghost.inner["base"].cpu()
-                per.base_norm_D[rows] = ghost.norm["base"].cpu()
-                per.skipped = max(per.skipped, sum(ghost.skipped.values()))
-                if "coordinator" in ghost.inner:
-                    per.coordinator_inner_D[rows] = ghost.inner["coordinator"].cpu()
+                _collect(per, ghost, rows)
             logprobs_DC[rows, : part.completion_ids.shape[1]] = logprobs.detach()
             objective += share.item()
-        gradient_sum.end_of_half(keep=direction is not None)
-        counts.append(int(tokens.completion_mask[start:stop].sum()))
-    gradient, halves = gradient_sum.result("sft", counts)
-    return SFTPass(halves, gradient, objective, logprobs_DC), per if direction else None
+        n_block = int(tokens.completion_mask[start:stop].sum())
+        gradient_sum.end_of_block(n_block, stop == n_rows)
+    gradient, blocks = gradient_sum.result("sft")
+    return SFTPass(blocks, gradient, objective, logprobs_DC), per if direction else None
 
 
 def _per_sample(policy: Policy, direction: Sides, n_samples: int) -> PerSample:
-    named = {**direction.base, **direction.coordinator}
+    sides = {"base": direction.base, "coordinator": direction.coordinator}
+    groups = {name: f"{part}/{layer_of(name)}" for part, v in sides.items() for name in v}
     return PerSample(
         policy.model,
-        named,
+        {**direction.base, **direction.coordinator},
         n_samples,
-        groups={n: "base" if n in direction.base else "coordinator" for n in named},
+        groups=groups,
         parameters={**policy.base, **policy.coordinator},
+        norms={group for group in groups.values() if group.startswith("base/")},
     )
+
+
+def _collect(per: PerDemonstration, ghost: PerSample, rows: list[int]) -> None:
+    """Put a micro-batch's numbers where its rows are."""
+    for group, values in ghost.inner.items():
+        part, layer = group.split("/")
+        found = per.inner[part].setdefault(layer, torch.zeros_like(per.base_norm_D))
+        found[rows] = values.cpu()
+    squares = torch.stack(list(ghost.squared_norm.values())).sum(0)
+    per.base_norm_D[rows] = squares.sqrt().cpu()
+    per.skipped = max(per.skipped, sum(ghost.skipped.values()))
+    per.seconds += ghost.seconds

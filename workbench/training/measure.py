@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isnan, nan, sqrt
+from time import perf_counter
 
 from torch import Tensor
 
 from workbench.config import RunConfig, due
 from workbench.policy import Policy
-from workbench.probes.alignment import GradientHalves, alignment_rows, conflict_share
 from workbench.probes.coordinator import coordinator_rows
 from workbench.probes.evaluation import greedy_accuracy
-from workbench.probes.gain import batch_gain, draw_paired, helped_hurt, shared_gain_rows
+from workbench.probes.gain import (
+    batch_gain,
+    draw_paired,
+    helped_hurt,
+    policies_agree,
+    shared_gain_rows,
+)
 from workbench.records import (
     AlignmentRow,
     CoordinatorRow,
@@ -22,8 +30,9 @@ from workbench.records import (
 )
 from workbench.sampling import Noise, TokenBatch, batch_logprobs
 from workbench.tasks.problem import Problem, Task
+from workbench.training.aligned import aligned, alignment_seconds
 from workbench.training.batches import DemonstrationBatch, RolloutBatch
-from workbench.training.gradients import Halves, PerDemonstration, RLPass, SFTPass
+from workbench.training.gradients import PerDemonstration, RLPass, SFTPass
 from workbench.training.rollout_products import PerRollout
 
 
@@ -51,16 +60,30 @@ class Measured:
     alignment: list[AlignmentRow] = field(default_factory=list)
     coordinator: list[CoordinatorRow] = field(default_factory=list)
 
+    @contextmanager
+    def timed(self, probe: str) -> Iterator[None]:
+        """Add what the block takes to 'seconds/probe/<probe>'."""
+        started = perf_counter()
+        yield
+        self.spend(probe, perf_counter() - started)
+
+    def spend(self, probe: str, seconds: float) -> None:
+        """Add to 'seconds/probe/<probe>'; a name of `records.PROBES`."""
+        name = f"seconds/probe/{probe}"
+        self.metrics[name] = self.metrics.get(name, 0.0) + seconds
+
 
 def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Passes) -> Measured:
     """Run the probes that are due at this step."""
     m = Measured()
     probes = config.probes
+    if passes.per_rollout is not None:
+        m.spend("rollout_alignment", passes.per_rollout.seconds)
     if passes.batch is not None and passes.rl is not None:
         _rollout_metrics(m, passes.batch, passes.rl, config)
         off = None
         if due(probes.token_views_every, step) and passes.baseline_rl is not None:
-            with policy.coordinator_scale(0.0):
+            with m.timed("token_views"), policy.coordinator_scale(0.0):
                 off = batch_logprobs(
                     policy.model,
                     passes.batch.tokens,
@@ -71,30 +94,45 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
     if passes.baseline_rl is not None:
         _baseline(m, step, config, passes)
         if due(probes.paired_gain_every, step):
-            _paired(m, step, config, policy, task)
+            with m.timed("paired_gain"):
+                _paired(m, step, config, policy, task)
     if passes.sft is not None:
         m.metrics["loss/sft"] = -passes.sft.objective
         m.metrics["grad_norm/sft"] = passes.sft.gradient.base.norm()
         m.demonstrations += demonstration_rows(step, passes)
     if passes.per_demonstration is not None:
         m.metrics["alignment/skipped_share"] = passes.per_demonstration.skipped
-        _alignment(m, step, passes)
+        with m.timed("alignment"):
+            rows, metrics = aligned(step, passes)
+            m.alignment += rows
+            m.metrics |= metrics
+        m.spend("alignment", alignment_seconds(passes))
     if passes.baseline_rl is not None and due(probes.coordinator_every, step):
-        m.coordinator += coordinator_rows(step, policy)
+        with m.timed("coordinator"):
+            m.coordinator += coordinator_rows(step, policy)
         delta = sqrt(sum(row.delta_norm**2 for row in m.coordinator))
         m.metrics["coordinator/ratio"] = delta / sqrt(
             sum(row.weight_norm**2 for row in m.coordinator)
         )
     if due(probes.evaluate_every, step):
-        for name, split in (("eval/accuracy", "validation"), ("eval/hard_accuracy", "hard")):
-            problems = list(task.problems(split))[: probes.evaluation_prompts]  # type: ignore[arg-type]
-            if problems:
-                m.metrics[name] = greedy_accuracy(policy, "joint", task, problems, config)
-                if split == "validation" and passes.baseline_rl is not None:
-                    m.metrics["eval/baseline_accuracy"] = greedy_accuracy(
-                        policy, "baseline", task, problems, config
-                    )
+        with m.timed("evaluation"):
+            _evaluate(m, config, policy, task, passes.baseline_rl is not None)
     return m
+
+
+def _evaluate(
+    m: Measured, config: RunConfig, policy: Policy, task: Task, has_baseline: bool
+) -> None:
+    for name, split in (("eval/accuracy", "validation"), ("eval/hard_accuracy", "hard")):
+        problems = list(task.problems(split))[: config.probes.evaluation_prompts]  # type: ignore[arg-type]
+        if problems:
+            m.metrics[name] = greedy_accuracy(policy, "joint", task, problems, config)
+            if split == "validation" and has_baseline:
+                m.metrics["eval/baseline_accuracy"] = (
+                    m.metrics[name]
+                    if policies_agree(policy)
+                    else greedy_accuracy(policy, "baseline", task, problems, config)
+                )
 
 
 def _rollout_metrics(m: Measured, batch: RolloutBatch, rl: RLPass, config: RunConfig) -> None:
@@ -125,10 +163,14 @@ def _baseline(m: Measured, step: int, config: RunConfig, passes: Passes) -> None
         "baseline/kl": baseline.kl,
         "loss/baseline_rl": -baseline.objective,
     }
-    if not due(config.probes.shared_gain_every, step):
-        return
-    log_ratios_PG = (baseline.logprobs_NC - rl.logprobs_NC).sum(1).view(batch.rewards_PG.shape)
+    if due(config.probes.shared_gain_every, step):
+        with m.timed("shared_gain"):
+            _shared(m, step, batch, (baseline.logprobs_NC - rl.logprobs_NC).sum(1))
+
+
+def _shared(m: Measured, step: int, batch: RolloutBatch, log_ratios_N: Tensor) -> None:
     rewards_PG = batch.correct_PG
+    log_ratios_PG = log_ratios_N.view(rewards_PG.shape)
     rows = shared_gain_rows(step, batch.problems_P, rewards_PG, log_ratios_PG)
     m.gain += rows
     whole = batch_gain(rewards_PG, log_ratios_PG)
@@ -170,55 +212,6 @@ def probe_set(task: Task, config: RunConfig, n: int | None = None) -> list[Probl
     """
     problems = task.problems("validation") or task.problems("train")
     return list(problems)[: config.probes.paired_prompts if n is None else n]
-
-
-def _alignment(m: Measured, step: int, passes: Passes) -> None:
-    rl, sft = passes.rl, passes.sft
-    assert rl is not None and sft is not None
-
-    def halves(of: Halves | None, part: str) -> GradientHalves | None:
-        if of is None:
-            return None
-        first = getattr(of.first, part)
-        return first, getattr(of.total, part) - first, of.n_first, of.n_second
-
-    base = alignment_rows(
-        step,
-        "base",
-        sft.gradient.base,
-        rl.gradient.base,
-        halves(sft.halves, "base"),
-        halves(rl.halves, "base"),
-    )
-    m.alignment += base
-    overall = base[-1]
-    m.metrics |= {
-        "alignment/cosine": overall.cosine,
-        "alignment/noise": overall.noise,
-        "alignment/conflict_share": conflict_share(base),
-        "alignment/norm_ratio": overall.first_norm / overall.second_norm
-        if overall.second_norm
-        else nan,
-    }
-    if passes.baseline_rl is None:
-        return
-    w = alignment_rows(
-        step,
-        "coordinator",
-        sft.gradient.coordinator,
-        rl.gradient.coordinator,
-        halves(sft.halves, "coordinator"),
-        halves(rl.halves, "coordinator"),
-    )
-    gain = alignment_rows(
-        step, "gain", rl.gradient.coordinator, passes.baseline_rl.gradient.coordinator
-    )
-    m.alignment += [*w, *gain]
-    m.metrics |= {
-        "alignment/coordinator_cosine": w[-1].cosine,
-        "alignment/gain_cosine": gain[-1].cosine,
-        "alignment/gain_signal": gain[-1].difference_norm,
-    }
 
 
 def token_lists(values_NC: Tensor | None, tokens: TokenBatch) -> list[list[float]]:

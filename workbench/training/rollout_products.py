@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import nan
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
 from workbench.config import TrainingConfig
-from workbench.policy import Policy
+from workbench.policy import Policy, layer_of
 from workbench.probes.ghost import PerSample
 from workbench.sampling import completion_logits, token_logprobs
 from workbench.training.batches import RolloutBatch
@@ -26,16 +27,27 @@ from workbench.training.objectives import grpo_terms
 from workbench.training.vectors import ParamVector
 
 
-@dataclass(frozen=True)
+@dataclass
 class PerRollout:
     """Products over θ, float64."""
 
     rl_inner_N: Tensor
     """⟨g_i, g^R⟩."""
-    sft_inner_N: Tensor
-    """⟨g_i, g^S⟩; NaN where the method has no demonstrations."""
+    sft_inner: dict[str, Tensor]
+    """⟨g_i, g^S⟩ by layer, (N,); empty where the method has no demonstrations."""
     norm_N: Tensor
     """‖g_i‖."""
+    skipped: float
+    """Share of ‖g^R‖² in weights that these products could not follow."""
+    seconds: float
+    """What it took."""
+
+    @property
+    def sft_inner_N(self) -> Tensor:
+        """⟨g_i, g^S⟩ over all layers; NaN where the method has no demonstrations."""
+        if not self.sft_inner:
+            return torch.full_like(self.norm_N, nan)
+        return torch.stack(list(self.sft_inner.values())).sum(0)
 
 
 def rollout_products(
@@ -47,10 +59,11 @@ def rollout_products(
     temperature: float,
 ) -> PerRollout:
     """Products of every rollout's share of g^R with g^R (`rl`) and g^S (`sft`)."""
+    started = perf_counter()
     tokens, n_rows = batch.tokens, len(batch.tokens.input_ids)
     advantages_N = batch.advantages_PG.flatten()
-    blank = torch.full((n_rows,), nan, dtype=torch.float64)
-    found = PerRollout(blank.clone(), blank.clone(), blank.clone())
+    zero = torch.zeros(n_rows, dtype=torch.float64)
+    found = PerRollout(zero.clone(), {}, zero.clone(), 0.0, 0.0)
     # a gradient as far back as the embeddings passes every layer's output, and that is enough
     starts = [m.weight for m in policy.model.modules() if isinstance(m, nn.Embedding)]
     for rows in tokens.micro_batches(0, n_rows, config.micro_batch_tokens):
@@ -59,6 +72,7 @@ def rollout_products(
             policy.model,
             rl,
             len(rows),
+            groups={name: layer_of(name) for name in rl},
             parameters=policy.base,
             also={} if sft is None else {"sft": sft},
         ) as ghost:
@@ -74,8 +88,14 @@ def rollout_products(
                 config.kl_coef,
             )
             torch.autograd.grad(terms.objective_sum / tokens.n_tokens, starts)
-        found.rl_inner_N[rows] = ghost.inner["all"].cpu()
-        found.norm_N[rows] = ghost.norm["all"].cpu()
-        if sft is not None:
-            found.sft_inner_N[rows] = ghost.inner_also["sft"]["all"].cpu()
+        found.rl_inner_N[rows] = _over_layers(ghost.inner)
+        found.norm_N[rows] = _over_layers(ghost.squared_norm).sqrt()
+        for layer, values in ghost.inner_also.get("sft", {}).items():
+            found.sft_inner.setdefault(layer, zero.clone())[rows] = values.cpu()
+        found.skipped = max(found.skipped, sum(ghost.skipped.values()))
+    found.seconds = perf_counter() - started
     return found
+
+
+def _over_layers(values: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(values.values())).sum(0).cpu()

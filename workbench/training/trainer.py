@@ -156,7 +156,7 @@ class Trainer:
         with clock.phase("gradients"):
             align = due(c.probes.alignment_every, number) and demonstrations is not None
             if batch is not None:
-                rl = self._rl("rl", self.policy.base, batch, None, keep_halves=align)
+                rl = self._rl("rl", self.policy.base, batch, None, keep_blocks=align)
             if method.baseline:
                 assert rl is not None and batch is not None
                 if c.training.baseline_mode == "reset":
@@ -242,7 +242,7 @@ class Trainer:
         base: dict[str, Parameter],
         batch: RolloutBatch,
         old: Tensor | None,
-        keep_halves: bool = False,
+        keep_blocks: bool = False,
     ) -> RLPass:
         with self.watch(name):
             return rl_pass(
@@ -254,7 +254,7 @@ class Trainer:
                 self.config.training,
                 self.config.sampling.temperature,
                 old,
-                keep_halves,
+                keep_blocks,
             )
 
     @torch.no_grad()
