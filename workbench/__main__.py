@@ -1,11 +1,13 @@
-"""The workbench without the app: `python -m workbench train | show | export | fetch`.
+"""The workbench without the app: `python -m workbench train | show | doctor | export | fetch`.
 
     python -m workbench train --preset pocket --method bridge --steps 60 --run runs/x
     python -m workbench train --resume --run runs/x --steps 120
     python -m workbench show runs/x
+    python -m workbench doctor runs/x
 
 Exit codes: 0 done, 2 something the user can put right (said in one line on stderr), 130 interrupted
-(the run is saved and the command that goes on with it is printed).
+(the run is saved and the command that goes on with it is printed). `doctor` has its own: 0 nothing
+but notes found, 1 warnings, 2 something critical, or nothing to look at (said on stderr).
 """
 
 from __future__ import annotations
@@ -78,6 +80,18 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="a few lines about a run folder")
     show.set_defaults(command=_show)
     show.add_argument("run", metavar="RUN")
+
+    doctor = commands.add_parser(
+        "doctor", help="what is wrong with a run, or with a log of another trainer"
+    )
+    doctor.set_defaults(command=_doctor)
+    doctor.add_argument(
+        "path",
+        metavar="PATH",
+        help="a run folder; a trainer_state.json or a checkpoint folder with one; "
+        "a JSON, JSON-lines or CSV log (names of TRL, Trainer, verl)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
 
     export = commands.add_parser("export", help="write a run's policy as a transformers model")
     export.set_defaults(command=_export)
@@ -193,6 +207,14 @@ def _show(options: argparse.Namespace) -> int:
     for finding in run.frame("findings").itertuples():
         print(f"  step {finding.step}, {finding.severity}: {finding.message}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from workbench.diagnosis.doctor import examine
+
+    report = examine(options.path)
+    print(report.as_json() if options.json else report)
+    return report.exit_code
 
 
 def _last_numbers(metrics: Any) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from workbench.faults import FAULTS
+
 PRESETS: dict[str, dict[str, Any]] = {
     "pocket": {},
     "smollm2": {
@@ -38,5 +40,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "snapshots": {"snapshot_every": 10, "keep_last": 1, "keep_every": 0},
     },
+    **FAULTS,
 }
 """What `RunConfig.preset(name)` starts from."""

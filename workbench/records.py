@@ -208,15 +208,26 @@ class CommandRow:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a person should know about the run."""
+    """Something a person should know about the run; see workbench/diagnosis."""
 
     step: int
-    severity: Literal["info", "warning", "critical"]
+    """The newest step when it was told; a rewind before it supersedes it."""
+    severity: Literal["note", "warning", "critical"]
     detector: str
     message: str
     evidence: dict[str, object]
     setting: str
-    """The setting to change, named as in the config; empty if none."""
+    """The first setting to change, named as in the config; empty if none."""
+    since: int = 0
+    """Onset: the first step it can be seen at; 0 where a workbench before this field told it."""
+    key: str = ""
+    """Stable name, 'detector.kind@step'; empty where no detector told it."""
+    causes: list[str] = field(default_factory=list)
+    """Likely ones, the likeliest first."""
+    suggestion: dict[str, object] = field(default_factory=dict)
+    """Settings to change, named as in the config, with values to try; None: no value known."""
+    reference: str = ""
+    """Where the thresholds come from."""
 
 
 @dataclass(frozen=True)

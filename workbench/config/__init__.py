@@ -1,5 +1,6 @@
 """RunConfig and its sections; every setting, with its default and what it does."""
 
+from workbench.config.diagnosis import DiagnosisConfig, FaultsConfig, Policy
 from workbench.config.run import KNOBS, ConfigError, Knob, MethodName, RunConfig
 from workbench.config.sections import (
     ModelConfig,
@@ -21,11 +22,14 @@ __all__ = [
     "ArithmeticTaskConfig",
     "ConfigError",
     "DatasetTaskConfig",
+    "DiagnosisConfig",
+    "FaultsConfig",
     "GymTaskConfig",
     "KNOBS",
     "Knob",
     "MethodName",
     "ModelConfig",
+    "Policy",
     "ProbesConfig",
     "RunConfig",
     "SamplingConfig",

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from workbench.config.diagnosis import DiagnosisConfig, FaultsConfig
 from workbench.config.sections import (
     ModelConfig,
     ProbesConfig,
@@ -70,6 +71,8 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     probes: ProbesConfig = ProbesConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
+    diagnosis: DiagnosisConfig = DiagnosisConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -201,7 +204,7 @@ _TASK_TYPES = (ArithmeticTaskConfig, GymTaskConfig, DatasetTaskConfig)
 
 def _all_leaves() -> list[str]:
     sections: list[type[BaseModel]] = [ModelConfig, TrainingConfig, SamplingConfig]
-    sections += [ProbesConfig, SnapshotsConfig, *_TASK_TYPES]
+    sections += [ProbesConfig, SnapshotsConfig, DiagnosisConfig, FaultsConfig, *_TASK_TYPES]
     return [leaf for s in sections for leaf in s.model_fields]
 
 

@@ -1,0 +1,36 @@
+"""What is wrong with a run, since when, why, and what to change.
+
+    from workbench import open_run
+    from workbench.diagnosis import diagnose
+    diagnose(open_run("runs/x").frame("metrics")).findings
+
+A finding is `workbench.records.Finding`: `key` is its stable name (detector.kind@step, the step
+being the one it was told at), `since` the onset, `suggestion` a dict of settings, named as in the
+config, with values to try (None: no value can be told), `causes` and `evidence` say why.
+`carriers(finding.detector, rollouts)` names the rollouts of a step to read. To go to the step
+before it: rewind or replay `since − 1`. A fork with the suggestion: `session.fork(folder,
+step=since − 1, **{k: v for k, v in suggestion.items() if v is not None})`.
+"""
+
+from __future__ import annotations
+
+from workbench.diagnosis.carriers import carriers
+from workbench.diagnosis.catalogue import DETECTORS, Diagnosis, diagnose, worst_first
+from workbench.diagnosis.detector import SEVERITIES, Detector, Skipped, Symptom, Watch
+from workbench.diagnosis.history import History
+from workbench.diagnosis.signs import signs
+
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "Diagnosis",
+    "History",
+    "SEVERITIES",
+    "Skipped",
+    "Symptom",
+    "Watch",
+    "carriers",
+    "diagnose",
+    "signs",
+    "worst_first",
+]

@@ -1,0 +1,186 @@
+"""What a detector is, and how detectors watch a run.
+
+A detector looks at the history up to the newest row and says what is wrong there, if anything. It
+sees nothing of the future and keeps no memory, so findings are a function of the history: watching
+a run live, going on after a crash, a rewind and reading the finished folder give the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from workbench.diagnosis.history import History
+from workbench.records import Finding
+
+Severity = Literal["note", "warning", "critical"]
+SEVERITIES: tuple[Severity, ...] = ("note", "warning", "critical")
+"""From least to most severe."""
+
+WARM_UP = 5
+COOLDOWN = 20
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """What a detector sees at the newest row."""
+
+    severity: Severity
+    since: int
+    """Onset: the first step it can be seen at."""
+    message: str
+    """One sentence for a person, with the numbers that matter."""
+    evidence: Mapping[str, Any]
+    """JSON values."""
+    causes: tuple[str, ...] = ()
+    """Likely ones, the likeliest first."""
+    suggestion: Mapping[str, Any] = field(default_factory=dict)
+    """Setting → value to try, named as in the config; None where no value can be told."""
+    kind: str = ""
+    """Tells the symptoms of one detector apart."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One thing that can go wrong with a run."""
+
+    name: str
+    """As in the config's section [diagnosis]."""
+    needs: tuple[tuple[str, ...], ...]
+    """Metrics it cannot do without; of each tuple one is enough."""
+    check: Callable[[History], Iterable[Symptom]]
+    reference: str
+    """Where its thresholds come from; "[ours]" where they are this project's."""
+    at_once: bool = False
+    """Looks from the first step on, also during the warm-up."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A detector that did not look, and why."""
+
+    detector: str
+    reason: str
+
+
+class Watch:
+    """Feeds a run's rows to detectors and tells each trouble once."""
+
+    def __init__(
+        self,
+        detectors: Iterable[Detector],
+        warm_up: int = WARM_UP,
+        cooldown: int = COOLDOWN,
+    ) -> None:
+        """warm_up: rows in which only detectors that look `at_once` do.
+
+        cooldown: rows for which a trouble must have been away to be told once more.
+        """
+        self.history = History()
+        self.detectors = list(detectors)
+        self.warm_up, self.cooldown = warm_up, cooldown
+        self._told: dict[tuple[str, str], tuple[int, int]] = {}  # → (rank of severity, row seen)
+        self.off: dict[str, str] = {}
+        """Detectors that failed and look no more, with their errors."""
+
+    def see(
+        self, step: int, row: Mapping[str, float], settings: Mapping[str, Any]
+    ) -> list[Finding]:
+        """Take in a logged step; returns what is told at it for the first time."""
+        self.history.settings = settings
+        self.history.add(step, row)
+        findings = []
+        for detector in self.detectors:
+            if detector.name in self.off or self.missing(detector):
+                continue
+            if self.history.n_rows <= self.warm_up and not detector.at_once:
+                continue
+            try:
+                symptoms = list(detector.check(self.history))
+            except Exception as error:  # a fault of ours must not stop somebody's run
+                findings.append(self._switch_off(detector, error))
+            else:
+                findings += [
+                    self._finding(detector, s) for s in symptoms if self._news(detector, s)
+                ]
+        return findings
+
+    def missing(self, detector: Detector) -> str:
+        """The metric, if any, that a detector waits for in vain so far."""
+        for names in detector.needs:
+            if not any(name in self.history for name in names):
+                return " or ".join(names)
+        return ""
+
+    def skipped(self) -> list[Skipped]:
+        """The detectors that did not look, as far as the rows go."""
+        skipped = []
+        for detector in self.detectors:
+            if detector.name in self.off:
+                skipped.append(Skipped(detector.name, f"failed: {self.off[detector.name]}"))
+            elif missing := self.missing(detector):
+                skipped.append(Skipped(detector.name, f"no {missing}"))
+            elif self.history.n_rows <= self.warm_up and not detector.at_once:
+                skipped.append(Skipped(detector.name, f"no more than {self.warm_up} steps"))
+        return skipped
+
+    def _news(self, detector: Detector, symptom: Symptom) -> bool:
+        """Whether it was not told, not as severe, or has been away for the cooldown."""
+        which, row = (detector.name, symptom.kind), self.history.n_rows
+        rank = SEVERITIES.index(symptom.severity)
+        told, seen = self._told.get(which, (-1, row))
+        if row - seen > self.cooldown:
+            told = -1
+        self._told[which] = (max(rank, told), row)
+        return rank > told
+
+    def _finding(self, detector: Detector, symptom: Symptom) -> Finding:
+        step = self.history.step
+        label = detector.name + (f".{symptom.kind}" if symptom.kind else "")
+        return Finding(
+            step=step,
+            severity=symptom.severity,
+            detector=detector.name,
+            message=symptom.message,
+            evidence=dict(symptom.evidence),
+            setting=next(iter(symptom.suggestion), ""),
+            since=symptom.since,
+            key=f"{label}@{step}",
+            causes=list(symptom.causes),
+            suggestion=dict(symptom.suggestion),
+            reference=detector.reference,
+        )
+
+    def _switch_off(self, detector: Detector, error: Exception) -> Finding:
+        self.off[detector.name] = f"{type(error).__name__}: {error}"
+        step = self.history.step
+        return Finding(
+            step=step,
+            severity="note",
+            detector=detector.name,
+            message=f"The detector {detector.name} failed and looks no more at this run "
+            f"({self.off[detector.name]}). The run is not affected.",
+            evidence={"error": self.off[detector.name]},
+            setting="",
+            since=step,
+            key=f"{detector.name}.failed@{step}",
+        )
+
+
+def lower(history: History, name: str, by: float) -> dict[str, Any]:
+    """The suggestion to divide a setting by `by`, with its value where it is known."""
+    value = history.setting(name)
+    return {name: _round(value / by) if value else None}
+
+
+def higher(history: History, name: str, by: float) -> dict[str, Any]:
+    """The suggestion to multiply a setting by `by`, with its value where it is known."""
+    value = history.setting(name)
+    if not value:
+        return {name: None}
+    return {name: int(value * by) if isinstance(value, int) else _round(value * by)}
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.2g}")

@@ -1,0 +1,34 @@
+"""A loss, gradient or score that is NaN or infinite: nothing after it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from workbench.diagnosis.detector import Detector, Symptom, lower
+from workbench.diagnosis.history import History
+
+WATCHED = ("loss", "grad_norm", "reward", "kl", "entropy", "baseline/", "coordinator/", "gain/ess")
+"""Beginnings of the names that count; a blank gain, say, is NaN by design."""
+
+
+def check(h: History) -> Iterator[Symptom]:
+    """One such value is enough. [ours, as rlwatch's loss_nan]"""
+    bad = [entry for entry in h.non_finite if entry[1].removeprefix("eval_").startswith(WATCHED)]
+    if not bad:
+        return
+    step, name, value = bad[0]
+    yield Symptom(
+        "critical",
+        step,
+        f"{name} is {value:g} at step {step}: what was learned since then is lost.",
+        {"metric": name, "value": str(value), "n_values": len(bad)},
+        (
+            "numbers beyond the range of a half-precision format",
+            "a step so large that the weights ran away",
+            "a logarithm of 0 or a division by 0 in a reward or loss",
+        ),
+        lower(h, "base_lr", 5) | {"max_grad_norm": 1.0},
+    )
+
+
+DETECTOR = Detector("non_finite", (), check, "[ours]; rlwatch loss_nan: one value", at_once=True)
