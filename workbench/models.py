@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from workbench.config import ConfigError, ModelConfig
+from workbench.tasks.messages import read_messages
 
 POCKET_FOLDER = Path(__file__).parent / "pocket"
 
@@ -158,13 +159,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, config: ModelConfig) -> list[int]:
     """Token ids of one prompt, as the policy sees it.
 
-    With a chat template (and `config.chat_template`): the user's message behind the system prompt,
-    if one is set, up to where the assistant's message begins. Without: the plain text, with a BOS
-    token where the tokenizer adds one. Raises ConfigError where the template refuses the messages.
+    With a chat template (and `config.chat_template`): the user's message, or the messages that the
+    text stands for (tasks/messages.py), behind the system prompt, if one is set, up to where the
+    assistant's message begins. Without: the plain text, messages with an empty line between them,
+    with a BOS token where the tokenizer adds one. Raises ConfigError where the template refuses.
     """
+    messages = read_messages(text)
     if config.chat_template and tokenizer.chat_template:
-        messages = [{"role": "user", "content": text}]
-        if config.system_prompt:
+        if config.system_prompt and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": config.system_prompt})
         try:
             return tokenizer.apply_chat_template(
@@ -172,7 +174,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, config: ModelCo
             )
         except jinja2.TemplateError as error:
             raise ConfigError(f"model.chat_template: the template says: {error}") from None
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode("\n\n".join(message["content"] for message in messages))
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
         ids = ids[:-1]
     if not ids:

@@ -82,6 +82,15 @@ class RolloutRow:
     """⟨g_i, g^S⟩ over θ."""
     grad_norm: float = nan
     """‖g_i‖ over θ."""
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    """Each reward's part, by name; none where the task's own reward is the only one."""
+    reward_error: str = ""
+    """Why a part could not be had and counts as 0."""
+    written_by: list[str] = field(default_factory=list)
+    """Who wrote each token: 'policy', or 'demonstration', 'hint', 'plan', a helper's name; empty
+    where the policy wrote all. What was given before the policy began has NaN log-probs."""
+    plan_length: float = nan
+    """Steps of the plan that guided it; NaN: it was not guided."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,21 @@
 import csv
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from workbench.config import ConfigError, DatasetTaskConfig
+from workbench.config import ConfigError, DatasetTaskConfig, RunConfig
 from workbench.tasks import Problem, Task, make_task
+from workbench.tasks.messages import read_messages
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROWS = [
     {"question": f"{n} + {n} =", "working": f"{n} and {n} make {2 * n:,}.", "result": 2 * n}
@@ -128,6 +135,77 @@ def test_data_without_solutions_is_fine_until_they_are_asked_for(tmp_path: Path)
         read.demonstrations()
 
 
+def test_rows_in_the_config_are_kept_with_it() -> None:
+    config = RunConfig().with_changes(
+        task={
+            "kind": "dataset",
+            "data": [{**row, "note": None} for row in ROWS],
+            "prompt_column": "question",
+            "solution_column": "working",
+            "answer_column": "result",
+        }
+    )
+    again = RunConfig.parse(tomllib.loads(config.to_toml()))
+    assert again == config
+    first, second = make_task(config.task), make_task(again.task)
+    assert first.problems("train") == second.problems("train")
+    assert {p.prompt for p in first.problems("train")} < {row["question"] for row in ROWS}
+    with pytest.raises(ConfigError, match="2001 rows are too many"):
+        config.with_changes(data=[ROWS[0]] * 2001)
+
+
+def test_order_and_number_of_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    ordered = task(path, data_shuffle=False, validation_share=0.0, data_limit=5)
+    assert [p.prompt for p in ordered.problems("train")] == [r["question"] for r in ROWS[:5]]
+    shuffled = task(path, validation_share=0.0)
+    limited = task(path, validation_share=0.0, data_limit=5)
+    assert limited.problems("train") == shuffled.problems("train")[:5]
+
+
+def chat(*messages: tuple[str, str]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in messages]}
+
+
+CHATS = [
+    chat(("user", "2 + 2 ="), ("assistant", "it is 4")),
+    chat(("system", "Be short."), ("user", "3 + 3 ="), ("assistant", "6")),
+    chat(("user", "1 + 1 ="), ("assistant", "2"), ("user", "and twice that?"), ("assistant", "4")),
+]
+
+
+def test_chats_become_prompts_and_solutions(tmp_path: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", CHATS)
+    read = make_task(
+        DatasetTaskConfig(
+            data=str(path),
+            messages_column="messages",
+            answer_column="",
+            validation_share=0.0,
+            data_shuffle=False,
+        )
+    )
+    demonstrations = read.demonstrations()
+    assert [d.solution for d in demonstrations] == ["it is 4", "6", "4"]
+    assert [d.answer for d in demonstrations] == ["4", "6", "4"]
+    assert demonstrations[0].prompt == "2 + 2 ="
+    for row, shown in zip(CHATS, demonstrations, strict=True):
+        assert read_messages(shown.prompt) == row["messages"][:-1]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": "hi"}, "row 1 of .* holds no list of messages"),
+        (chat(("assistant", "4")), "row 1 of .* has no message of the user"),
+        ({"messages": [{"role": "user"}]}, "row 1 of .* has a message 1 that is no"),
+    ],
+)
+def test_a_chat_that_is_none_is_named(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_task(DatasetTaskConfig(data=(row, row), messages_column="messages", answer_column=""))
+
+
 def bad(row: int, **values: Any) -> list[dict[str, Any]]:
     rows = [dict(r) for r in ROWS]
     rows[row - 1].update(values)
@@ -143,7 +221,7 @@ def bad(row: int, **values: Any) -> list[dict[str, Any]]:
             "task.prompt_column: .*'question'.*question, working",
         ),
         (ROWS, {"solution_column": "cot"}, "task.solution_column: .* no column 'cot'"),
-        (ROWS, {"answer_column": ""}, "task.answer_column: .* no column ''"),
+        (ROWS, {"answer_column": "", "solution_column": ""}, "row 1 of .* empty answer"),
         (bad(7, question="  "), {}, "row 7 of .* empty prompt"),
         (bad(9, result=None), {}, "row 9 of .* empty answer"),
         (ROWS, {"answer_pattern": "("}, "task.answer_pattern: not a regular expression"),

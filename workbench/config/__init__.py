@@ -1,6 +1,7 @@
 """RunConfig and its sections; every setting, with its default and what it does."""
 
 from workbench.config.diagnosis import DiagnosisConfig, FaultsConfig, Policy
+from workbench.config.rewards import RewardConfig, RewardKind
 from workbench.config.run import KNOBS, ConfigError, Knob, MethodName, RunConfig
 from workbench.config.sections import (
     ModelConfig,
@@ -16,6 +17,7 @@ from workbench.config.tasks import (
     DatasetTaskConfig,
     GymTaskConfig,
     TaskConfig,
+    TaskSettings,
 )
 
 __all__ = [
@@ -31,11 +33,14 @@ __all__ = [
     "ModelConfig",
     "Policy",
     "ProbesConfig",
+    "RewardConfig",
+    "RewardKind",
     "RunConfig",
     "SamplingConfig",
     "Section",
     "SnapshotsConfig",
     "TaskConfig",
+    "TaskSettings",
     "TrainingConfig",
     "due",
 ]

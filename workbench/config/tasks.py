@@ -4,12 +4,61 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from workbench.config.rewards import RewardConfig
 from workbench.config.sections import Section
 
+MOST_ROWS = 2000
+"""Rows that a config may hold itself."""
 
-class ArithmeticTaskConfig(Section):
+
+class TaskSettings(Section):
+    """What all kinds of task have: rewards, the source of demonstrations, limits of length."""
+
+    rewards: tuple[RewardConfig, ...] = ()
+    """What scores a completion, by weight; empty: the task's own reward alone."""
+    demonstrations_from: dict[str, Any] = {}
+    """Another task, e.g. {kind = "dataset", data = "worked.jsonl"}, that gives demonstrations."""
+    max_prompt_tokens: int = Field(0, ge=0)
+    """Leave out prompts and demonstrations whose prompt is longer (0: none)."""
+    max_solution_tokens: int = Field(0, ge=0)
+    """Leave out demonstrations whose solution is longer, the end token included (0: none)."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _told_apart(cls, rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
+        names = [reward.label for reward in rewards]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"rewards: two are called {twice[0]!r}; give one another name")
+        if rewards and not any(reward.weight for reward in rewards):
+            raise ValueError("rewards: every weight is 0; at least one must be above")
+        return rewards
+
+    @field_validator("demonstrations_from")
+    @classmethod
+    def _a_task(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values:
+            try:
+                source: TaskSettings = TypeAdapter(TaskConfig).validate_python(values)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"][1:])
+                said = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+                raise ValueError(f"demonstrations_from.{where or 'kind'}: {said}") from None
+            if source.demonstrations_from:
+                raise ValueError("demonstrations_from: names a source of its own; say it once")
+        return values
+
+    @property
+    def plain(self) -> bool:
+        """Whether the task gives everything itself, as it comes."""
+        limits = self.max_prompt_tokens or self.max_solution_tokens
+        return not (self.rewards or self.demonstrations_from or limits)
+
+
+class ArithmeticTaskConfig(TaskSettings):
     """Chained integer arithmetic, generated from a seed."""
 
     kind: Literal["arithmetic"] = "arithmetic"
@@ -47,7 +96,7 @@ class ArithmeticTaskConfig(Section):
         return self
 
 
-class GymTaskConfig(Section):
+class GymTaskConfig(TaskSettings):
     """A reasoning-gym task (extra `gym`)."""
 
     kind: Literal["gym"] = "gym"
@@ -67,26 +116,50 @@ class GymTaskConfig(Section):
     """Text put behind each question, e.g. how to answer."""
 
 
-class DatasetTaskConfig(Section):
-    """Prompts and demonstrations from a file or hub dataset, read with `datasets`."""
+class DatasetTaskConfig(TaskSettings):
+    """Prompts and demonstrations from a file, a hub dataset or a list of rows."""
 
     kind: Literal["dataset"] = "dataset"
-    data: str
-    """A .jsonl, .parquet or .csv file, or a hub id, with ':configuration' where it has several."""
+    data: str | tuple[dict[str, Any], ...]
+    """A .jsonl, .parquet or .csv file, a hub id ('id:configuration'), or rows [{prompt = …}, …]."""
     data_split: str = "train"
     """Split to train on, for a hub id."""
     prompt_column: str = "prompt"
     """Column with the prompt."""
+    messages_column: str = ""
+    """Column with a chat, instead of prompt and solution; the assistant's last message is that."""
     solution_column: str = "solution"
     """Column with the worked solution (the demonstration); rows without one are RL prompts only."""
     answer_column: str = "answer"
-    """Column with the final answer that the reward checks."""
+    """Column with the final answer that the reward checks; "": what is found in the solution."""
     answer_pattern: str = r"(-?\d[\d,]*\.?\d*)(?!.*\d)"
     """Regular expression; its first group in a completion is the answer."""
     data_seed: int = 0
     """Seed of the shuffle that splits validation off."""
+    data_shuffle: bool = True
+    """Shuffle the rows; False keeps them in the data's order (steps draw at random anyway)."""
+    data_limit: int = Field(0, ge=0)
+    """Use so many rows, the first of them after the shuffle (0: all)."""
     validation_share: float = Field(0.1, ge=0, lt=1)
     """Share of rows held out for validation."""
+
+    @field_validator("data")
+    @classmethod
+    def _few_rows(cls, data: str | tuple[dict[str, Any], ...]) -> Any:
+        if not isinstance(data, str) and len(data) > MOST_ROWS:
+            raise ValueError(
+                f"task.data: {len(data)} rows are too many for the config, which every snapshot "
+                f"repeats; write them to a .jsonl file and name it (at most {MOST_ROWS})"
+            )
+        if isinstance(data, str):
+            return data
+        # TOML has no null: a value that is not there is left out
+        return tuple({k: v for k, v in row.items() if v is not None} for row in data)
+
+    @property
+    def data_name(self) -> str:
+        """The data, as a message names it."""
+        return self.data if isinstance(self.data, str) else "the rows given"
 
 
 TaskConfig = Annotated[

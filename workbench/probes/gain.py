@@ -38,6 +38,7 @@ from torch import Tensor
 from workbench.policy import Policy
 from workbench.records import GainRow, RolloutRow
 from workbench.sampling import Completions, Noise, sample
+from workbench.tasks import score
 from workbench.tasks.problem import Problem, Task
 
 MIN_ESS_SHARE = 0.3
@@ -277,7 +278,7 @@ def _rollout(
     problem: Problem,
     done: Completions,
 ) -> RolloutRow:
-    reward = task.reward(done.texts[i], problem)
+    found = score(task, done.texts[i], problem)
     return RolloutRow(
         step=step,
         purpose="paired",
@@ -287,12 +288,14 @@ def _rollout(
         prompt=problem.prompt,
         completion=done.texts[i],
         answer=problem.answer,
-        extracted=task.extract(done.texts[i]) or "",
-        reward=reward,
-        correct=reward,
+        extracted=found.extracted,
+        reward=found.reward,
+        correct=found.reward,
         advantage=nan,
         finished=done.finished[i],
         token_ids=done.token_ids[i],
         tokens=policy.pieces(done.token_ids[i]),
         sampling_logprob=done.logprob[i],
+        reward_parts=dict(found.parts),
+        reward_error=found.error,
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.config import RunConfig
-from workbench.records import RolloutRow, StepRecord
+from workbench.records import StepRecord
 from workbench.store import checksums, integrity, lock, retention, schema, snapshots
 from workbench.store.errors import DamagedError, RunFolderError
 from workbench.store.folder import (
@@ -163,12 +163,12 @@ class Run:
         Raises RunFolderError where the step was not recorded.
         """
         with self._reading() as database:
-            return self._rollouts(database, step).to_pandas()
+            return schema.rollouts_frame(self._rollouts(database, step))
 
     def record(self, step: int) -> StepRecord:
         """All that one live step measured. Raises RunFolderError where it was not recorded."""
         with self._reading() as database:
-            rollouts = self._rollouts(database, step).to_pylist()
+            rollouts = schema.rollout_rows(self._rollouts(database, step))
             metrics = database.execute(
                 f"SELECT name, value FROM metrics WHERE step = ? AND {_live('metrics')} "
                 "ORDER BY rowid",
@@ -177,7 +177,7 @@ class Run:
             return StepRecord(
                 step=step,
                 metrics={name: _number(value) for name, value in metrics},
-                rollouts=[RolloutRow(**row) for row in rollouts],
+                rollouts=rollouts,
                 **{
                     table: schema.select(database, table, f"step = ? AND {_live(table)}", step)
                     for table in schema.STEP_ROWS
@@ -231,7 +231,8 @@ class Run:
     def _all_rollouts(self, database: sqlite3.Connection, history: bool) -> pd.DataFrame:
         index = _index(database, history)
         tables = [self._read_file(database, file) for file in index["file"]]
-        frame = pa.concat_tables([schema.ROLLOUTS.empty_table(), *tables]).to_pandas()
+        whole = pa.concat_tables([schema.ROLLOUTS.empty_table(), *tables])
+        frame = schema.rollouts_frame(whole)
         sizes = [len(table) for table in tables]
         return frame.assign(**{mark: np.repeat(index[mark].to_numpy(), sizes) for mark in _MARKS})
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import pandas as pd
 import pyarrow as pa
 
 from workbench.records import (
@@ -246,27 +247,53 @@ def write_meta(database: sqlite3.Connection, values: Mapping[str, Any]) -> None:
     )
 
 
-ROLLOUTS = pa.schema(
-    [
-        (c.name, pa.list_(_ARROW_TYPES[c.item]) if c.kind == "json" else _ARROW_TYPES[c.kind])
-        for c in columns(RolloutRow)
-    ]
-)
-"""Schema of a rollouts file: one row a completion, token arrays as native lists."""
+def _arrow_type(c: Column) -> pa.DataType:
+    if c.kind == "json":
+        return pa.list_(_ARROW_TYPES[c.item]) if c.item else pa.string()
+    return _ARROW_TYPES[c.kind]
+
+
+ROLLOUTS = pa.schema([(c.name, _arrow_type(c)) for c in columns(RolloutRow)])
+"""Schema of a rollouts file: one row a completion, token arrays as native lists, dicts as JSON."""
+
+_DICTS = [c.name for c in columns(RolloutRow) if c.kind == "json" and not c.item]
 
 
 def with_all_columns(table: pa.Table) -> pa.Table:
     """A rollouts file's table; a column that an earlier workbench did not write is NaN or empty."""
-    for i, field in enumerate(ROLLOUTS):
-        if field.name not in table.column_names:
-            missing: list[Any] = [[] if pa.types.is_list(field.type) else float("nan")]
-            table = table.add_column(i, field, [pa.array(missing * len(table), field.type)])
+    for i, c in enumerate(columns(RolloutRow)):
+        if c.name not in table.column_names:
+            missing = "{}" if c.name in _DICTS else c.decode(None)
+            column = pa.array([missing] * len(table), _arrow_type(c))
+            table = table.add_column(i, ROLLOUTS.field(c.name), [column])
     return table
+
+
+def rollouts_frame(table: pa.Table) -> pd.DataFrame:
+    """The rows of an Arrow table of schema ROLLOUTS as a frame."""
+    frame = table.to_pandas()
+    return frame.assign(**{name: _loaded(frame[name]) for name in _DICTS})
+
+
+def rollout_rows(table: pa.Table) -> list[RolloutRow]:
+    """The rows of an Arrow table of schema ROLLOUTS as objects."""
+    return [
+        RolloutRow(**row | {name: json.loads(row[name]) for name in _DICTS})
+        for row in table.to_pylist()
+    ]
+
+
+def _loaded(texts: pd.Series) -> pd.Series:
+    return pd.Series([json.loads(text) for text in texts], index=texts.index, dtype=object)
 
 
 def rollouts_table(rows: list[RolloutRow]) -> pa.Table:
     """The rows as an Arrow table of schema ROLLOUTS."""
+
+    def values(name: str) -> list[Any]:
+        found = [vars(row)[name] for row in rows]
+        return [json.dumps(value) for value in found] if name in _DICTS else found
+
     return pa.table(
-        [pa.array([vars(row)[column.name] for row in rows], column.type) for column in ROLLOUTS],
-        schema=ROLLOUTS,
+        [pa.array(values(column.name), column.type) for column in ROLLOUTS], schema=ROLLOUTS
     )

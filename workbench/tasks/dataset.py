@@ -7,6 +7,8 @@
     solution_column = "reasoning"  # "" where the data has none
     answer_column = "answer"
 
+    messages_column = "messages"   # or a chat a row: the last assistant message is the solution
+
 A row is an RL prompt with its answer; a row with a solution is a demonstration too. Where
 solution and answer are the same column, the answer is what `answer_pattern` finds in it (GSM8K is
 like that). Validation is split off by a seeded shuffle of the different prompts, so that none
@@ -17,18 +19,21 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.config import ConfigError, DatasetTaskConfig
+from workbench.tasks.messages import split_messages
 from workbench.tasks.problem import Demonstration, Problem, Split
 from workbench.tasks.rewards import same_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Rows = Iterable[Mapping[str, Any]]
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -71,6 +76,14 @@ def read_table(data: str, split: str) -> Dataset:
         raise ConfigError(f"task.data: cannot read {data!r}: {shown}") from None
 
 
+def read_rows(data: str | tuple[dict[str, Any], ...], split: str) -> tuple[list[str], Rows]:
+    """(names of the columns, rows) of a table or of rows given as they are. Raises ConfigError."""
+    if isinstance(data, str):
+        table = read_table(data, split)
+        return table.column_names, table
+    return list(dict.fromkeys(name for row in data for name in row)), data
+
+
 class DatasetTask:
     """Prompts, demonstrations and pattern-matched reward of a table."""
 
@@ -78,14 +91,20 @@ class DatasetTask:
         """Read and split the data. Raises ConfigError, naming the field or the row."""
         self.config = config
         self._pattern = _compile(config.answer_pattern)
+        kinds = {reward.kind for reward in config.rewards}
+        self._answerless = bool(kinds) and kinds <= {"pattern", "function"}
+        self._reads_itself = not kinds or "task" in kinds
         rows = self._read()
+        if config.data_shuffle:
+            random.Random(f"dataset/{config.data_seed}/order").shuffle(rows)
+        if config.data_limit:
+            rows = rows[: config.data_limit]
         prompts = sorted({row.prompt for row in rows})
         random.Random(f"dataset/{config.data_seed}/split").shuffle(prompts)
         n_validation = round(config.validation_share * len(prompts))
         if config.validation_share:
             n_validation = min(max(n_validation, 1), len(prompts) - 1)
         held_out = set(prompts[:n_validation])
-        random.Random(f"dataset/{config.data_seed}/order").shuffle(rows)
         self._problems: dict[Split, list[Problem]] = {"train": [], "validation": [], "hard": []}
         self._demonstrations: list[Demonstration] = []
         for row in rows:
@@ -99,41 +118,51 @@ class DatasetTask:
 
     def _read(self) -> list[Row]:
         c = self.config
-        table = read_table(c.data, c.data_split)
-        fields = ("prompt_column", "answer_column", "solution_column")
-        for field in fields:
+        names, table = read_rows(c.data, c.data_split)
+        fields = ["messages_column"] if c.messages_column else ["prompt_column", "solution_column"]
+        for field in (*fields, "answer_column"):
             column = getattr(c, field)
-            if column not in table.column_names and (column or field != "solution_column"):
-                close = get_close_matches(column, table.column_names, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ConfigError(
-                    f"task.{field}: {c.data!r} has no column {column!r}{hint} "
-                    f"(columns: {', '.join(table.column_names)})"
-                )
+            if column in names or (not column and field != "prompt_column"):
+                continue
+            close = get_close_matches(column, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"task.{field}: {c.data_name!r} has no column {column!r}{hint} "
+                f"(columns: {', '.join(names)})"
+            )
         rows = [self._row(number, values) for number, values in enumerate(table, start=1)]
         if len(rows) < 2:
-            raise ConfigError(f"task.data: {c.data!r} has {len(rows)} rows; at least 2 are needed")
-        self._check_pattern(rows)
+            raise ConfigError(
+                f"task.data: {c.data_name!r} has {len(rows)} rows; at least 2 are needed"
+            )
+        if self._reads_itself:
+            self._check_pattern(rows)
         return rows
 
-    def _row(self, number: int, values: dict[str, Any]) -> Row:
+    def _row(self, number: int, values: Mapping[str, Any]) -> Row:
         c = self.config
-        prompt = self._text(number, "prompt_column", values[c.prompt_column])
-        answer = self._text(number, "answer_column", values[c.answer_column])
-        solution = ""
-        if c.solution_column and values[c.solution_column] is not None:
-            solution = self._text(number, "solution_column", values[c.solution_column])
+        if c.messages_column:
+            try:
+                prompt, solution = split_messages(values.get(c.messages_column))
+            except ValueError as error:
+                raise ConfigError(
+                    f"task.messages_column: row {number} of {c.data_name!r} {error}"
+                ) from None
+        else:
+            prompt = self._text(number, "prompt_column", values.get(c.prompt_column))
+            solution = self._text(number, "solution_column", values.get(c.solution_column))
+        answer = self._text(number, "answer_column", values.get(c.answer_column))
         if not prompt.strip():
             raise ConfigError(
-                f"task.data: row {number} of {c.data!r} has an empty prompt "
+                f"task.data: row {number} of {c.data_name!r} has an empty prompt "
                 f"(column {c.prompt_column!r})"
             )
-        if c.answer_column == c.solution_column:
+        if c.answer_column in ("", c.solution_column):
             answer = self.extract(solution) or ""
-        if not answer.strip():
+        if not answer.strip() and not self._answerless:
             raise ConfigError(
-                f"task.data: row {number} of {c.data!r} has an empty answer "
-                f"(column {c.answer_column!r})"
+                f"task.data: row {number} of {c.data_name!r} has an empty answer "
+                f"(column {c.answer_column or c.solution_column!r})"
             )
         return Row(number, prompt, solution if solution.strip() else "", answer.strip())
 
@@ -144,7 +173,7 @@ class DatasetTask:
         if isinstance(value, (str, int, float)):
             return str(value)
         raise ConfigError(
-            f"task.{field}: row {number} of {self.config.data!r} holds a "
+            f"task.{field}: row {number} of {self.config.data_name!r} holds a "
             f"{type(value).__name__}, not text or a number"
         )
 

@@ -8,7 +8,8 @@ is no '#' the last number, and demonstrations are worked out from the problem's 
     8 - 3 = 5
     The final answer is 5.
 
-Every other task is scored by reasoning-gym itself (1.0 where its score is full, else 0.0), on the
+Every other task, worked out by knights.py (knights_knaves), by reasoning-gym (gsm_symbolic), or by
+nobody, is scored by reasoning-gym itself (1.0 where its score is full, else 0.0), on the
 text in the last <answer> tag, or behind the last '#', or else on the last line. [ours]
 """
 
@@ -23,6 +24,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from workbench.config import ConfigError, GymTaskConfig
+from workbench.tasks import knights
 from workbench.tasks.problem import Demonstration, Problem, Split
 from workbench.tasks.rewards import last_number, same_answer
 
@@ -159,6 +161,10 @@ class GymTask:
     def _solution(self, entry: dict[str, Any]) -> str:
         if self._is_chain_sum:
             return work_out(entry["metadata"]["expression"])
+        if self.config.gym_name == "knights_knaves":
+            return knights.work_out(entry["metadata"])
+        if "answer_cot" in entry["metadata"]:  # gsm_symbolic; it ends with '#### answer'
+            return str(entry["metadata"]["answer_cot"])
         if "solution" not in entry["metadata"]:
             raise ConfigError(
                 f"task.gym_name: {self.config.gym_name} comes without solutions to learn from; "
@@ -171,8 +177,8 @@ class GymTask:
     def demonstrations(self) -> Sequence[Demonstration]:
         """Worked solutions of problems outside `validation` and `hard`.
 
-        Raises ConfigError where the task has none: only chain_sum is worked out by us, and only
-        some others carry a solution.
+        Raises ConfigError where the task has none: chain_sum and knights_knaves are worked out by
+        us, and only some others carry a solution.
         """
         return self._demonstrations
 
@@ -189,8 +195,15 @@ class GymTask:
         return completion.strip().rpartition("\n")[2].strip() or None
 
     def _entry(self, problem: Problem) -> dict[str, Any]:
-        """What reasoning-gym knows of a problem."""
-        return next(e[problem.id] for e in self._entries.values() if problem.id in e)
+        """What reasoning-gym knows of a problem; of one that is not its own, the answer alone."""
+        for entries in self._entries.values():
+            if problem.id in entries:
+                return entries[problem.id]
+        return {"question": problem.prompt, "answer": problem.answer, "metadata": {}}
+
+    def partial_credit(self, found: str, problem: Problem) -> float:
+        """reasoning-gym's own score of an answer, 0 to 1. Raises what its scorer raises."""
+        return float(self._dataset.score_answer(found, self._entry(problem)))
 
     def reward(self, completion: str, problem: Problem) -> float:
         """1.0 where the final answer is right, else 0.0."""
@@ -200,6 +213,6 @@ class GymTask:
         if found is None:
             return 0.0
         try:
-            return float(self._dataset.score_answer(found, self._entry(problem)) >= 1.0)
+            return float(self.partial_credit(found, problem) >= 1.0)
         except Exception:  # some scorers raise on odd text, prime_factorization for one
             return 0.0
