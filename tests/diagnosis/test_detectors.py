@@ -66,6 +66,10 @@ def _falling_entropy(frame: pd.DataFrame, late: pd.Series) -> None:
     frame.loc[late, "entropy"] *= np.exp(-0.12 * (frame.loc[late, "step"] - ONSET))
 
 
+def _share_of_errors(frame: pd.DataFrame, late: pd.Series) -> None:
+    frame["reward/errors"] = np.where(late, 0.2, 0.01)
+
+
 TROUBLES: dict[str, tuple[Callable[..., None], int]] = {
     # detector: what goes wrong at step 30, and how many steps the onset told may be off
     "non_finite": (_set("loss/sft", np.inf), 0),
@@ -92,6 +96,7 @@ TROUBLES: dict[str, tuple[Callable[..., None], int]] = {
     "gibberish": (_set("completions/reference_nll", 4.0), 1),
     "reward_hacking": (_all(_measured("eval/accuracy", 0.05), _set("reward", 0.95)), 28),
     "verifier_noisy": (_set("verifier/inconsistent", 0.3), 1),
+    "reward_errors": (_share_of_errors, 2),
     "verifier_silent": (_all(_set("reward", 0.0), _set("reward_std", 0.0)), 0),
     "sft_rl_conflict": (_set("alignment/cosine", -0.3), 2),
     "coordinator_harm": (_set("gain/shared", -0.2), 2),
@@ -192,7 +197,7 @@ def test_a_failing_detector_is_switched_off_with_a_note_and_the_others_go_on():
     TROUBLES["truncation"][0](frame, frame["step"] >= ONSET)
     found = diagnose(frame, detectors=[broken, *DETECTORS])
     notes = [f for f in found.findings if f.detector == "plateau"]
-    assert [(f.severity, f.step) for f in notes] == [("note", 6)]  # after the warm-up, once
+    assert [(f.severity, f.step) for f in notes] == [("note", 9)]  # after the warm-up, once
     assert "ZeroDivisionError" in notes[0].message
     assert any(f.detector == "truncation" for f in found.findings)
     assert ("plateau", "failed: ZeroDivisionError: by zero") in [

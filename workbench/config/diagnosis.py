@@ -15,7 +15,7 @@ Policy = Literal["note", "pause", "off"]
 class DiagnosisConfig(Section):
     """Policy of each detector (see workbench/diagnosis): 'note', 'pause' or 'off'. [ours]"""
 
-    finding_warm_up: int = Field(5, ge=0)
+    finding_warm_up: int = Field(8, ge=0)
     """Steps in which nothing but non-finite values is told."""
     finding_cooldown: int = Field(20, ge=0)
     """A trouble that has been away for more steps than this is told once more."""
@@ -59,6 +59,8 @@ class DiagnosisConfig(Section):
     """The same answer earns different rewards."""
     verifier_silent: Policy = "note"
     """All rewards are the same."""
+    reward_errors: Policy = "note"
+    """A reward fails on more than 5 % of the completions."""
     sft_rl_conflict: Policy = "note"
     """SFT and RL gradients oppose each other step after step."""
     coordinator_harm: Policy = "note"

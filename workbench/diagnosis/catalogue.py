@@ -20,6 +20,7 @@ from workbench.diagnosis import (
     phases,
     progress,
     ratios,
+    reward_errors,
     rewards,
     texts,
 )
@@ -55,6 +56,7 @@ DETECTORS: tuple[Detector, ...] = (
     rewards.HACKING,
     rewards.NOISY,
     rewards.SILENT_REWARD,
+    reward_errors.DETECTOR,
     cooperation.CONFLICT,
     cooperation.HARM,
     cooperation.COORDINATOR_INERT,
