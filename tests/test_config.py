@@ -10,6 +10,7 @@ from workbench.config import (
     ConfigError,
     DatasetTaskConfig,
     GymTaskConfig,
+    MethodName,
     RunConfig,
 )
 from workbench.presets import PRESETS
@@ -66,7 +67,7 @@ def test_every_setting_says_what_it_is() -> None:
         ({"training": {"rl_weight": 2}}, "training.rl_weight: .*less than or equal to 1 .*got 2"),
         ({"training": {"group_size": 1}}, "training.group_size: .*2"),
         ({"sampling": {"temperature": 0}}, "sampling.temperature: "),
-        ({"method": "dpo"}, "method: .*'bridge'.*got 'dpo'"),
+        ({"method": "dpo"}, "method: no method 'dpo'.*bridge, grpo"),
         ({"task": {"kind": "chess"}}, "task: .*chess"),
         ({"task": {"kind": "dataset"}}, "task.data: "),
         ({"task": {"kind": "arithmetic", "terms": [1]}}, "terms: needs at least one number"),
@@ -138,5 +139,7 @@ def test_other_settings_cannot_change_during_a_run() -> None:
 def test_method_names_are_those_of_the_methods() -> None:
     from workbench.training.methods import METHODS
 
-    annotation = RunConfig.model_fields["method"].annotation
-    assert set(get_args(annotation)) == set(METHODS)
+    assert set(get_args(MethodName)) == set(METHODS)
+    assert RunConfig().with_changes(method="mine.own:Method").method == "mine.own:Method"
+    with pytest.raises(ConfigError, match="no method 'gpro'; did you mean 'grpo'"):
+        RunConfig().with_changes(method="gpro")

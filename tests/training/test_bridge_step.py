@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -309,7 +309,7 @@ def spy(trainer: Trainer) -> list[tuple[Gradients, Directions]]:
         seen.append((gradients, directions))
         return directions
 
-    trainer.method = replace(trainer.method, mix=noted)
+    trainer.method.mix = noted  # type: ignore[method-assign, assignment]
     return seen
 
 

@@ -7,6 +7,7 @@ Settings marked live (they carry a range) can be changed while a run is going.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from workbench.config.diagnosis import DiagnosisConfig, FaultsConfig
 from workbench.config.sections import (
@@ -39,7 +40,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MethodName = Literal["bridge", "grpo", "sft", "naive_mix"]
+MethodName = Literal[
+    "bridge",
+    "grpo",
+    "sft",
+    "naive_mix",
+    "cold_start",
+    "alternating",
+    "luffy",
+    "srft",
+    "chord_mu",
+    "chord_phi",
+    "relift",
+    "hpt",
+    "superrl",
+    "prefix_rft",
+    "uft",
+    "actguide",
+]
+"""The methods that come with the workbench."""
 
 
 class ConfigError(ValueError):
@@ -63,8 +82,8 @@ class RunConfig(Section):
 
     seed: int = 0
     """Seed of rollouts, of data order and of the coordinator's initial weights."""
-    method: MethodName = "bridge"
-    """What trains the model; one file each in workbench/training/methods."""
+    method: str = "bridge"
+    """What trains the model: a MethodName, or one of your own as 'mymodule:MyMethod'."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = ArithmeticTaskConfig()
     training: TrainingConfig = TrainingConfig()
@@ -73,6 +92,17 @@ class RunConfig(Section):
     snapshots: SnapshotsConfig = SnapshotsConfig()
     diagnosis: DiagnosisConfig = DiagnosisConfig()
     faults: FaultsConfig = FaultsConfig()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in get_args(MethodName) and not re.fullmatch(r"[\w.]+:\w+", name):
+            known = ", ".join(get_args(MethodName))
+            raise ValueError(
+                f"method: no method {name!r}{_suggest(name, list(get_args(MethodName)))}; "
+                f"there are {known}, or your own as module:Class"
+            )
+        return name
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:

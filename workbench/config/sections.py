@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from workbench.config.methods import MethodSettings, Section
 
 
 def live(default: Any, low: float, high: float, log: bool = False) -> Any:
     """A field that may change during a run, between `low` and `high`."""
     return Field(default, ge=low, le=high, json_schema_extra={"live": True, "log": log})
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown names are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -37,7 +33,7 @@ class ModelConfig(Section):
     """The coordinator's scale is alpha / r. [paper]"""
 
 
-class TrainingConfig(Section):
+class TrainingConfig(MethodSettings):
     """The meta-training step; see each method's file for what it uses."""
 
     rl_weight: float = live(0.5, 0.0, 1.0)

@@ -39,7 +39,7 @@ def aligned(step: int, passes: Passes) -> tuple[list[AlignmentRow], dict[str, fl
         if overall.second_norm
         else nan,
     }
-    if passes.baseline_rl is None:
+    if passes.baseline_rl is None or not passes.trains_coordinator:
         return base, metrics
     w = alignment_rows(
         step,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, cycle
+from math import isnan, nan
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from workbench.policy import Policy
 from workbench.sampling import Completions, TokenBatch, pack
 from workbench.tasks.problem import Demonstration, Problem
+from workbench.tasks.scoring import Score
 
 Item = TypeVar("Item")
 
@@ -47,6 +50,31 @@ def draw(
 
 
 @dataclass(frozen=True)
+class Rollouts:
+    """How a step's rollouts came about, where that was not simply prompt in, completion out.
+
+    Each list has one entry a rollout, or none where it says nothing.
+    """
+
+    given_ids: Sequence[Sequence[int]] = ()
+    """Tokens that stood behind the prompt before the policy began: a hint, a prefix."""
+    given_by: str = ""
+    """Who wrote them."""
+    writers: Sequence[Sequence[str]] = ()
+    """Who wrote each completion token: POLICY, or another's name."""
+    behaviour: Sequence[Sequence[float]] = ()
+    """log-prob of each completion token as it was drawn; NaN: as π itself gives it now."""
+    plan_length: Sequence[float] = ()
+    """Steps of the plan a rollout was guided by; NaN where there was none."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the step's record."""
+
+
+POLICY = "policy"
+"""The writer of a token that the policy sampled itself."""
+
+
+@dataclass(frozen=True)
 class RolloutBatch:
     """The step's own rollouts, drawn once from θ+w and shared by g^R and ĝ."""
 
@@ -60,11 +88,68 @@ class RolloutBatch:
     tokens: TokenBatch
     reference_logprobs_NC: Tensor | None
     """log π_ref; None where the run keeps no reference."""
+    rollouts: Rollouts = Rollouts()
+    """What else is known of how they came about."""
+    shown_P: Sequence[Demonstration] = ()
+    """Each prompt's own demonstration, where the method pairs them."""
+    shown_rewards_P: Tensor | None = None
+    """Its reward by the task, with flips where asked for."""
+    shown_advantages_P: Tensor | None = None
+    """Its advantage, where it is a member of the prompt's group."""
+    kept_P: Tensor | None = None
+    """1 where a prompt's rollouts are learned from, else 0; None: all are."""
+    divisor: float | None = None
+    """What the summed objective is divided by; None: the number of completion tokens."""
+    scores_N: Sequence[Score] = ()
+    """What the task's rewards said of each completion, part by part."""
 
     @property
     def group_size(self) -> int:
         """G, rollouts a prompt."""
         return self.rewards_PG.shape[1]
+
+    @property
+    def mask_NC(self) -> Tensor:
+        """1 at each completion token that is learned from."""
+        mask = self.tokens.completion_mask
+        if self.kept_P is None:
+            return mask
+        return mask * self.kept_P.repeat_interleave(self.group_size)[:, None]
+
+    @property
+    def given_NC(self) -> Tensor | None:
+        """1 at each completion token that another than the policy wrote; None: nowhere."""
+        if not self.rollouts.writers:
+            return None
+        given = torch.zeros_like(self.tokens.completion_mask)
+        for i, writers in enumerate(self.rollouts.writers):
+            for t, writer in enumerate(writers):
+                given[i, t] = float(writer != POLICY)
+        return given
+
+    @property
+    def behaviour_NC(self) -> Tensor | None:
+        """`rollouts.behaviour` as a tensor, NaN at padding; None: all are π's own."""
+        if not self.rollouts.behaviour:
+            return None
+        found = torch.full_like(self.tokens.completion_mask, nan)
+        for i, values in enumerate(self.rollouts.behaviour):
+            found[i, : len(values)] = torch.tensor(values, dtype=found.dtype)
+        return found
+
+    @property
+    def own_P(self) -> list[int]:
+        """Prompts whose rollouts are all the policy's own words on the plain prompt."""
+        r, size = self.rollouts, self.group_size
+        own = [True] * len(self.rewards_PG.flatten())
+        for i in range(len(own)):
+            if r.given_ids and r.given_ids[i]:
+                own[i] = False
+            if r.writers and any(writer != POLICY for writer in r.writers[i]):
+                own[i] = False
+            if r.behaviour and not all(isnan(value) for value in r.behaviour[i]):
+                own[i] = False
+        return [p for p in range(len(self.problems_P)) if all(own[p * size : (p + 1) * size])]
 
 
 @dataclass(frozen=True)
@@ -73,18 +158,31 @@ class DemonstrationBatch:
 
     demonstrations_D: list[Demonstration]
     tokens: TokenBatch
+    advantages_D: Tensor | None = None
+    """Each one's advantage in its prompt's group; None where the method has none."""
+    divisor: float | None = None
+    """What the summed objective is divided by; None: the number of completion tokens."""
 
 
 def pack_demonstrations(
-    policy: Policy, demonstrations_D: Sequence[Demonstration]
+    policy: Policy,
+    demonstrations_D: Sequence[Demonstration],
+    token_ids: Sequence[Sequence[int]] | None = None,
 ) -> DemonstrationBatch:
-    """Encode demonstrations as the model sees them."""
+    """Encode demonstrations as the model sees them; `token_ids`: only these parts of solutions."""
+    if token_ids is None:
+        token_ids = [policy.encode_completion(d.solution) for d in demonstrations_D]
     return DemonstrationBatch(
         list(demonstrations_D),
         pack(
             [policy.encode_prompt(d.prompt) for d in demonstrations_D],
-            [policy.encode_completion(d.solution) for d in demonstrations_D],
+            token_ids,
             policy.pad_id,
             policy.device,
         ),
     )
+
+
+def as_problem(demonstration: Demonstration) -> Problem:
+    """A demonstration's prompt as an RL prompt."""
+    return Problem(demonstration.id, demonstration.prompt, demonstration.answer)

@@ -6,8 +6,10 @@ blocks differ is what the alignment probe's standard error is made of.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from time import perf_counter
 
@@ -21,8 +23,16 @@ from workbench.probes.ghost import PerSample
 from workbench.sampling import TokenBatch, completion_logits, token_entropy, token_logprobs
 from workbench.training.batches import RolloutBatch
 from workbench.training.methods import Sides
-from workbench.training.objectives import grpo_terms
+from workbench.training.objectives import (
+    DemonstrationTokens,
+    RLTerms,
+    RolloutTokens,
+    rl_terms,
+)
 from workbench.training.vectors import ParamVector
+
+RLObjective = Callable[[RolloutTokens], RLTerms]
+SFTObjective = Callable[[DemonstrationTokens], Tensor]
 
 
 class NonFiniteError(ArithmeticError):
@@ -58,7 +68,7 @@ class RLPass:
     """None unless they were asked for, or where the batch is a single group."""
     gradient: Sides
     objective: float
-    """J_RL's surrogate on this batch, token mean."""
+    """J_RL's surrogate on this batch; the token mean, unless the method divides otherwise."""
     kl: float
     """k3 to the reference, token mean; NaN without a reference."""
     clip_ratio: float
@@ -74,7 +84,7 @@ class SFTPass:
     blocks: Blocks | None
     gradient: Sides
     objective: float
-    """Token-mean log-likelihood, nats."""
+    """Token-mean log-likelihood, nats, unless the method has another objective."""
     logprobs_DC: Tensor
 
 
@@ -154,15 +164,18 @@ def rl_pass(
     temperature: float,
     old_logprobs_NC: Tensor | None,
     keep_blocks: bool = False,
+    objective_of: RLObjective | None = None,
 ) -> RLPass:
     """∇ J_RL of `module` over (base, coordinator) on the step's rollouts.
 
     old_logprobs_NC: the behaviour policy's log-probs; None where `module` itself is the behaviour
-    policy, whose ratio is then exactly 1. Raises NonFiniteError.
+    policy, whose ratio is then exactly 1 but where the batch says otherwise (`behaviour_NC`).
+    objective_of: the objective; None: that of `rl_loss`. Raises NonFiniteError.
     """
-    tokens, reference_NC = batch.tokens, batch.reference_logprobs_NC
-    n_tokens = tokens.n_tokens
-    advantages_N = batch.advantages_PG.flatten()
+    tokens, n_tokens = batch.tokens, batch.tokens.n_tokens
+    divisor = batch.divisor or n_tokens
+    if objective_of is None:
+        objective_of = partial(rl_terms, c=config)
     logprobs_NC = torch.zeros_like(tokens.completion_mask)
     entropy_NC = torch.zeros_like(tokens.completion_mask)
     gradient_sum, n_groups = _Sum(keep_blocks), len(batch.problems_P)
@@ -174,16 +187,8 @@ def rl_pass(
             width = part.completion_ids.shape[1]
             logits = completion_logits(module, part, temperature)
             logprobs = token_logprobs(logits, part)
-            terms = grpo_terms(
-                logprobs,
-                logprobs.detach() if old_logprobs_NC is None else old_logprobs_NC[rows, :width],
-                advantages_N[rows],
-                part.completion_mask,
-                config.clip_range,
-                None if reference_NC is None else reference_NC[rows, :width],
-                config.kl_coef,
-            )
-            share = terms.objective_sum / n_tokens
+            terms = objective_of(rollout_tokens(batch, rows, logprobs, logits, old_logprobs_NC))
+            share = terms.objective_sum / divisor
             if not bool(torch.isfinite(share)):
                 raise NonFiniteError("gradients", f"{name} objective")
             gradient_sum.add(ascent(share, base, coordinator))
@@ -204,6 +209,37 @@ def rl_pass(
         clipped,
         logprobs_NC,
         entropy_NC,
+    )
+
+
+def rollout_tokens(
+    batch: RolloutBatch,
+    rows: list[int],
+    logprobs_NC: Tensor,
+    logits_NCV: Tensor,
+    old_logprobs_NC: Tensor | None = None,
+) -> RolloutTokens:
+    """Some rollouts of a batch as an objective sees them, given what the model says of them.
+
+    old_logprobs_NC: of all rollouts; None: the model's own, but where the batch says otherwise.
+    """
+    width = logprobs_NC.shape[1]
+    old = logprobs_NC.detach()
+    reference, given, behaviour = batch.reference_logprobs_NC, batch.given_NC, batch.behaviour_NC
+    if old_logprobs_NC is not None:
+        old = old_logprobs_NC[rows, :width]
+    if behaviour is not None:
+        then = behaviour[rows, :width]
+        old = torch.where(then.isnan(), old, then)
+    return RolloutTokens(
+        logprobs_NC,
+        old,
+        None if reference is None else reference[rows, :width],
+        batch.advantages_PG.flatten()[rows],
+        batch.rewards_PG.flatten()[rows],
+        batch.mask_NC[rows, :width],
+        None if given is None else given[rows, :width],
+        logits_NCV,
     )
 
 
@@ -238,12 +274,18 @@ def sft_pass(
     tokens: TokenBatch,
     direction: Sides | None,
     max_tokens: int,
+    objective_of: SFTObjective | None = None,
+    advantages_D: Tensor | None = None,
+    divisor: float | None = None,
 ) -> tuple[SFTPass, PerDemonstration | None]:
     """∇ J_SFT at (θ, w); with `direction` (g^R) also each demonstration's inner product with it.
 
-    Raises NonFiniteError.
+    objective_of: the objective at each token; None: log π. divisor: of its sum; None: the number
+    of tokens. Raises NonFiniteError.
     """
-    n_tokens, n_rows = tokens.n_tokens, len(tokens.input_ids)
+    divisor, n_rows = divisor or tokens.n_tokens, len(tokens.input_ids)
+    if advantages_D is None:
+        advantages_D = torch.zeros(n_rows, device=tokens.input_ids.device)
     logprobs_DC = torch.zeros_like(tokens.completion_mask)
     per = PerDemonstration(
         {"base": {}, "coordinator": {}}, torch.zeros(n_rows, dtype=torch.float64)
@@ -257,8 +299,14 @@ def sft_pass(
                 ghost = None
                 if direction is not None:
                     ghost = stack.enter_context(_per_sample(policy, direction, len(rows)))
-                logprobs = token_logprobs(completion_logits(policy.model, part), part)
-                share = logprobs.sum() / n_tokens
+                logits = completion_logits(policy.model, part)
+                values = logprobs = token_logprobs(logits, part)
+                if objective_of is not None:
+                    mask = part.completion_mask
+                    values = mask * objective_of(
+                        DemonstrationTokens(logprobs, mask, advantages_D[rows], logits)
+                    )
+                share = values.sum() / divisor
                 if not bool(torch.isfinite(share)):
                     raise NonFiniteError("gradients", "sft objective")
                 gradient_sum.add(ascent(share, policy.base, coordinator))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isnan, nan, sqrt
@@ -30,8 +30,9 @@ from workbench.records import (
 )
 from workbench.sampling import Noise, TokenBatch, batch_logprobs
 from workbench.tasks.problem import Problem, Task
+from workbench.tasks.scoring import Score
 from workbench.training.aligned import aligned, alignment_seconds
-from workbench.training.batches import DemonstrationBatch, RolloutBatch
+from workbench.training.batches import POLICY, DemonstrationBatch, RolloutBatch
 from workbench.training.gradients import PerDemonstration, RLPass, SFTPass
 from workbench.training.rollout_products import PerRollout
 
@@ -47,6 +48,11 @@ class Passes:
     sft: SFTPass | None
     per_demonstration: PerDemonstration | None
     per_rollout: PerRollout | None
+
+    @property
+    def trains_coordinator(self) -> bool:
+        """Whether the gradients are over w as well."""
+        return self.rl is not None and bool(self.rl.gradient.coordinator)
 
 
 @dataclass
@@ -82,7 +88,7 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
     if passes.batch is not None and passes.rl is not None:
         _rollout_metrics(m, passes.batch, passes.rl, config)
         off = None
-        if due(probes.token_views_every, step) and passes.baseline_rl is not None:
+        if due(probes.token_views_every, step) and passes.trains_coordinator:
             with m.timed("token_views"), policy.coordinator_scale(0.0):
                 off = batch_logprobs(
                     policy.model,
@@ -90,7 +96,7 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
                     config.sampling.temperature,
                     config.training.micro_batch_tokens,
                 )
-        m.rollouts += rollout_rows(step, policy, task, passes, off)
+        m.rollouts += rollout_rows(step, policy, passes, off)
     if passes.baseline_rl is not None:
         _baseline(m, step, config, passes)
         if due(probes.paired_gain_every, step):
@@ -107,7 +113,7 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
             m.alignment += rows
             m.metrics |= metrics
         m.spend("alignment", alignment_seconds(passes))
-    if passes.baseline_rl is not None and due(probes.coordinator_every, step):
+    if passes.trains_coordinator and due(probes.coordinator_every, step):
         with m.timed("coordinator"):
             m.coordinator += coordinator_rows(step, policy)
         delta = sqrt(sum(row.delta_norm**2 for row in m.coordinator))
@@ -135,6 +141,20 @@ def _evaluate(
                 )
 
 
+def reward_metrics(scores: Sequence[Score]) -> dict[str, float]:
+    """Mean of each reward's part, and the share of completions where one failed.
+
+    Nothing where the task's own reward is the only one.
+    """
+    found = {
+        f"rewards/{name}/mean": sum(score.parts[name] for score in scores) / len(scores)
+        for name in scores[0].parts
+    }
+    if found:
+        found["reward/errors"] = sum(bool(score.error) for score in scores) / len(scores)
+    return found
+
+
 def _rollout_metrics(m: Measured, batch: RolloutBatch, rl: RLPass, config: RunConfig) -> None:
     lengths = [len(ids) for ids in batch.completions_N.token_ids]
     finished = batch.completions_N.finished
@@ -152,6 +172,8 @@ def _rollout_metrics(m: Measured, batch: RolloutBatch, rl: RLPass, config: RunCo
         "completions/clipped_ratio": 1 - sum(finished) / len(finished),
         "loss/rl": -rl.objective,
         "grad_norm/rl": rl.gradient.base.norm(),
+        **batch.rollouts.metrics,
+        **reward_metrics(batch.scores_N),
     }
 
 
@@ -169,9 +191,13 @@ def _baseline(m: Measured, step: int, config: RunConfig, passes: Passes) -> None
 
 
 def _shared(m: Measured, step: int, batch: RolloutBatch, log_ratios_N: Tensor) -> None:
-    rewards_PG = batch.correct_PG
-    log_ratios_PG = log_ratios_N.view(rewards_PG.shape)
-    rows = shared_gain_rows(step, batch.problems_P, rewards_PG, log_ratios_PG)
+    own = batch.own_P  # importance weights are those of the policy's own words only
+    if not own:
+        return
+    rewards_PG = batch.correct_PG[own]
+    log_ratios_PG = log_ratios_N.view(batch.correct_PG.shape)[own]
+    problems = [batch.problems_P[p] for p in own]
+    rows = shared_gain_rows(step, problems, rewards_PG, log_ratios_PG)
     m.gain += rows
     whole = batch_gain(rewards_PG, log_ratios_PG)
     m.metrics |= {
@@ -223,12 +249,12 @@ def token_lists(values_NC: Tensor | None, tokens: TokenBatch) -> list[list[float
 
 
 def rollout_rows(
-    step: int, policy: Policy, task: Task, passes: Passes, off_NC: Tensor | None
+    step: int, policy: Policy, passes: Passes, off_NC: Tensor | None
 ) -> list[RolloutRow]:
     """One row a training rollout, with its token arrays."""
     batch, rl = passes.batch, passes.rl
     assert batch is not None and rl is not None
-    done = batch.completions_N
+    done, told = batch.completions_N, batch.rollouts
     baseline = passes.baseline_rl.logprobs_NC if passes.baseline_rl else None
     arrays = zip(
         token_lists(rl.logprobs_NC, batch.tokens),
@@ -247,6 +273,10 @@ def rollout_rows(
     rows = []
     for i, (logprob, baseline_logprob, off, reference, entropy) in enumerate(arrays):
         problem = batch.problems_P[i // batch.group_size]
+        given = list(told.given_ids[i]) if told.given_ids else []
+        unmeasured = [nan] * len(given)
+        own = [POLICY] * len(done.token_ids[i])
+        writers = [told.given_by] * len(given) + list(told.writers[i] if told.writers else own)
         rows.append(
             RolloutRow(
                 step=step,
@@ -257,23 +287,27 @@ def rollout_rows(
                 prompt=problem.prompt,
                 completion=done.texts[i],
                 answer=problem.answer,
-                extracted=task.extract(done.texts[i]) or "",
+                extracted=batch.scores_N[i].extracted,
                 reward=rewards[i],
                 correct=correct[i],
                 advantage=advantages[i],
                 finished=done.finished[i],
-                token_ids=done.token_ids[i],
-                tokens=policy.pieces(done.token_ids[i]),
-                sampling_logprob=done.logprob[i],
-                logprob=logprob,
-                baseline_logprob=baseline_logprob,
-                coordinator_off_logprob=off,
-                reference_logprob=reference,
-                entropy=entropy,
+                token_ids=[*given, *done.token_ids[i]],
+                tokens=policy.pieces([*given, *done.token_ids[i]]),
+                sampling_logprob=unmeasured + done.logprob[i],
+                logprob=unmeasured + logprob,
+                baseline_logprob=unmeasured + baseline_logprob if baseline_logprob else [],
+                coordinator_off_logprob=unmeasured + off if off else [],
+                reference_logprob=unmeasured + reference if reference else [],
+                entropy=unmeasured + entropy,
+                written_by=writers if set(writers) - {POLICY} else [],
+                plan_length=told.plan_length[i] if told.plan_length else nan,
                 rl_alignment=inner[i],
                 rl_cosine=_cosine(inner[i], norms[i] * rl_norm),
                 sft_alignment=sft_inner[i],
                 grad_norm=norms[i],
+                reward_parts=dict(batch.scores_N[i].parts),
+                reward_error=batch.scores_N[i].error,
             )
         )
     return rows

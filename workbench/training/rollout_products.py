@@ -23,7 +23,7 @@ from workbench.policy import Policy, layer_of
 from workbench.probes.ghost import PerSample
 from workbench.sampling import completion_logits, token_logprobs
 from workbench.training.batches import RolloutBatch
-from workbench.training.objectives import grpo_terms
+from workbench.training.gradients import RLObjective, rollout_tokens
 from workbench.training.vectors import ParamVector
 
 
@@ -57,11 +57,14 @@ def rollout_products(
     sft: ParamVector | None,
     config: TrainingConfig,
     temperature: float,
+    objective_of: RLObjective,
 ) -> PerRollout:
-    """Products of every rollout's share of g^R with g^R (`rl`) and g^S (`sft`)."""
+    """Products of every rollout's share of g^R with g^R (`rl`) and g^S (`sft`).
+
+    objective_of: what g^R is the gradient of.
+    """
     started = perf_counter()
     tokens, n_rows = batch.tokens, len(batch.tokens.input_ids)
-    advantages_N = batch.advantages_PG.flatten()
     zero = torch.zeros(n_rows, dtype=torch.float64)
     found = PerRollout(zero.clone(), {}, zero.clone(), 0.0, 0.0)
     # a gradient as far back as the embeddings passes every layer's output, and that is enough
@@ -76,18 +79,10 @@ def rollout_products(
             parameters=policy.base,
             also={} if sft is None else {"sft": sft},
         ) as ghost:
-            logprobs = token_logprobs(completion_logits(policy.model, part, temperature), part)
-            reference_NC = batch.reference_logprobs_NC
-            terms = grpo_terms(
-                logprobs,
-                logprobs.detach(),
-                advantages_N[rows],
-                part.completion_mask,
-                config.clip_range,
-                None if reference_NC is None else reference_NC[rows, : logprobs.shape[1]],
-                config.kl_coef,
-            )
-            torch.autograd.grad(terms.objective_sum / tokens.n_tokens, starts)
+            logits = completion_logits(policy.model, part, temperature)
+            logprobs = token_logprobs(logits, part)
+            terms = objective_of(rollout_tokens(batch, rows, logprobs, logits))
+            torch.autograd.grad(terms.objective_sum / (batch.divisor or tokens.n_tokens), starts)
         found.rl_inner_N[rows] = _over_layers(ghost.inner)
         found.norm_N[rows] = _over_layers(ghost.squared_norm).sqrt()
         for layer, values in ghost.inner_also.get("sft", {}).items():

@@ -7,9 +7,13 @@ All gradients and probes are taken at the old weights; the update comes last and
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,25 +23,47 @@ from torch.nn import Parameter
 from workbench.config import RunConfig, due
 from workbench.policy import Policy
 from workbench.records import StepRecord
-from workbench.sampling import Completions, Noise, batch_logprobs, pack, sample
-from workbench.tasks.problem import Problem, Task
-from workbench.tasks.rewards import flip
+from workbench.tasks.problem import Demonstration, Task
 from workbench.training.batches import (
     DemonstrationBatch,
     RolloutBatch,
+    as_problem,
     draw,
     pack_demonstrations,
 )
-from workbench.training.gradients import NonFiniteError, RLPass, rl_pass, sft_pass
+from workbench.training.faults import (
+    faulty_demonstrations,
+    faulty_directions,
+    faulty_rewards,
+)
+from workbench.training.gradients import (
+    NonFiniteError,
+    PerDemonstration,
+    RLPass,
+    SFTPass,
+    rl_pass,
+    sft_pass,
+)
 from workbench.training.measure import Measured, Passes, measure
-from workbench.training.methods import METHODS, Directions, Gradients
-from workbench.training.objectives import group_advantages
+from workbench.training.methods import (
+    Directions,
+    Gradients,
+    Plan,
+    Sides,
+    judged,
+    make_method,
+)
 from workbench.training.rollout_products import rollout_products
+from workbench.training.scene import Scene
+from workbench.training.schedules import rl_weight
 from workbench.training.vectors import ParamVector
 
 Control = Callable[[str], None]
 """Called with a phase's name just before it begins; may block, or raise to abandon the step."""
 
+
+STATE = "method/state"
+"""Name of the method's memory among the optimizers' arrays."""
 
 Watch = Callable[[str], AbstractContextManager[object]]
 """Entered around each backward pass, with its name: "rl", "baseline_rl", "sft", …"""
@@ -65,24 +91,29 @@ class Trainer:
     def __init__(self, config: RunConfig, policy: Policy, task: Task) -> None:
         self.config, self.policy, self.task = config, policy, task
         self.watch: Watch = lambda name: nullcontext()
-        self.method = METHODS[config.method]
+        self.method = make_method(config)
+        self.state: dict[str, Any] = {}  # what the method remembers; part of `optimizer_arrays`
+        self.tracks_baseline = config.training.track_baseline and not self.method.baseline
         self.problems = task.problems("train")
         self.demonstrations = task.demonstrations() if self.method.demonstrations else []
         self.trained_coordinator = policy.coordinator if self.method.coordinator else {}
         self.optimizers: dict[str, torch.optim.AdamW] = {"base": self._adamw(policy.base)}
-        if self.method.baseline:
+        if self.method.baseline or self.tracks_baseline:
             self.optimizers["baseline"] = self._adamw(policy.baseline_base)
         if self.method.coordinator:
             self.optimizers["coordinator"] = self._adamw(policy.coordinator)
+        if self.method.own_sft:
+            self.optimizers["own_sft"] = self._adamw(policy.base)
 
     def _adamw(self, parameters: dict[str, Parameter]) -> torch.optim.AdamW:
         # lr is set before every step, from the config in force
         return torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=0.0)
 
     def parameters(self, part: str) -> dict[str, Parameter]:
-        """The parameters an optimizer ('base', 'baseline', 'coordinator') moves, by name."""
+        """The parameters an optimizer moves, by name. 'own_sft' is a second one of θ."""
         return {
             "base": self.policy.base,
+            "own_sft": self.policy.base,
             "baseline": self.policy.baseline_base,
             "coordinator": self.policy.coordinator,
         }[part]
@@ -92,89 +123,66 @@ class Trainer:
 
         Raises NonFiniteError before anything is applied, and whatever `control` raises.
         """
-        with self._baseline_put_back():
+        resets = self.method.baseline and self.config.training.baseline_mode == "reset"
+        with self._put_back("baseline") if resets else nullcontext():
             return self._step(number, control)
 
     @contextmanager
-    def _baseline_put_back(self) -> Iterator[None]:
-        """Where θ̂ is rebuilt within a step, an abandoned step leaves it as it was."""
-        if not self.method.baseline or self.config.training.baseline_mode == "persistent":
-            yield
-            return
-        weights = {name: p.detach().clone() for name, p in self.policy.baseline_base.items()}
-        optimizer = copy.deepcopy(self.optimizers["baseline"].state_dict())
+    def _put_back(self, *parts: str) -> Iterator[None]:
+        """Parts that move before it is sure that the step will be applied; if not, undo it."""
+        kept = {
+            part: (
+                {name: p.detach().clone() for name, p in self.parameters(part).items()},
+                copy.deepcopy(self.optimizers[part].state_dict()),
+            )
+            for part in parts
+        }
         try:
             yield
         except BaseException:
-            with torch.no_grad():
-                for name, parameter in self.policy.baseline_base.items():
-                    parameter.copy_(weights[name])
-            self.optimizers["baseline"].load_state_dict(optimizer)
+            for part, (weights, optimizer) in kept.items():
+                with torch.no_grad():
+                    for name, parameter in self.parameters(part).items():
+                        parameter.copy_(weights[name])
+                self.optimizers[part].load_state_dict(optimizer)
             raise
 
     def _step(self, number: int, control: Control) -> StepRecord:
         c, method, clock = self.config, self.method, Clock(control)
+        plan = method.plan(number, c)
         batch: RolloutBatch | None = None
-        demonstrations: DemonstrationBatch | None = None
         rl: RLPass | None = None
         baseline_rl: RLPass | None = None
         with clock.phase("rollouts"):
-            if method.rollouts:
-                problems = draw(
-                    self.problems, c.training.prompts_per_step, number, c.seed, "prompts"
-                )
-                completions = sample(
-                    self.policy.model,
-                    self.policy.tokenizer,
-                    [
-                        self.policy.encode_prompt(p.prompt)
-                        for p in problems
-                        for _ in range(c.training.group_size)
-                    ],
-                    noise=Noise(c.seed, number, "rollouts"),
-                    sequences=range(len(problems) * c.training.group_size),
-                    end_ids=self.policy.end_ids,
-                    max_new_tokens=c.sampling.max_new_tokens,
-                    temperature=c.sampling.temperature,
-                    batch=c.sampling.sampling_batch,
-                )
+            scene, drawn = self._draw(number, plan)
+            if scene is not None:
+                completions, rollouts = method.roll_out(scene)
         with clock.phase("rewards"):
-            if method.rollouts:
-                batch = self._score(number, problems, completions)
-            if method.demonstrations:
-                demonstrations = pack_demonstrations(
-                    self.policy,
-                    draw(
-                        self.demonstrations,
-                        c.training.demonstrations_per_step,
-                        number,
-                        c.seed,
-                        "demonstrations",
-                        {d for d in self.demonstrations if d.id in c.training.set_aside},
-                    ),
-                )
+            if scene is not None:
+                scored = scene.score(completions, rollouts)
+                batch = method.judge(faulty_rewards(scored, self.task, c.faults), c)
+            demonstrations = faulty_demonstrations(
+                method.learn_from(self.policy, drawn, batch, number, c),
+                number,
+                c.seed,
+                len(self.policy.tokenizer),
+                c.faults,
+            )
         with clock.phase("gradients"):
             align = due(c.probes.alignment_every, number) and demonstrations is not None
             if batch is not None:
-                rl = self._rl("rl", self.policy.base, batch, None, keep_blocks=align)
-            if method.baseline:
-                assert rl is not None and batch is not None
-                if c.training.baseline_mode == "reset":
+                rl = self._rl("rl", batch, None, keep_blocks=align)
+                if method.baseline and c.training.baseline_mode == "reset":
                     self._reset_baseline(rl.gradient.base)
-                baseline_rl = self._rl(
-                    "baseline_rl", self.policy.baseline_base, batch, rl.logprobs_NC
-                )
+                if method.baseline:
+                    baseline_rl = self._rl("baseline_rl", batch, rl.logprobs_NC)
+                elif self.tracks_baseline:  # RL only: standard advantages, whatever the method's
+                    baseline_rl = self._rl("baseline_rl", judged(batch, c), rl.logprobs_NC)
             sft = per_demonstration = None
             if demonstrations is not None:
-                direction = rl.gradient if align and rl else None
-                with self.watch("sft"):
-                    sft, per_demonstration = sft_pass(
-                        self.policy,
-                        self.trained_coordinator,
-                        demonstrations.tokens,
-                        direction,
-                        c.training.micro_batch_tokens,
-                    )
+                sft, per_demonstration = self._sft(
+                    demonstrations, rl.gradient if align and rl else None
+                )
         with clock.phase("probes"):
             per_rollout = None
             if batch is not None and rl and due(c.probes.rollout_alignment_every, number):
@@ -185,6 +193,7 @@ class Trainer:
                     sft.gradient.base if sft else None,
                     c.training,
                     c.sampling.temperature,
+                    partial(method.rl_terms, c=c),
                 )
             passes = Passes(
                 batch, demonstrations, rl, baseline_rl, sft, per_demonstration, per_rollout
@@ -196,66 +205,83 @@ class Trainer:
                     rl=rl.gradient if rl else None,
                     sft=sft.gradient if sft else None,
                     baseline_rl=baseline_rl.gradient if baseline_rl else None,
+                    step=number,
                 ),
-                c.training,
+                c,
             )
-            norms = self._update(directions)
+            if self.tracks_baseline and baseline_rl is not None:
+                directions = replace(directions, baseline=baseline_rl.gradient.base)
+            directions = faulty_directions(directions, number, c.faults)
+            after = method.afterwards(drawn, batch, self.state, c)
+            if after.demonstrations:
+                with self._put_back(*self.optimizers):
+                    norms = self._update(directions)
+                    norms["own_sft"] = self._sft_update(after.demonstrations)
+            else:
+                norms = self._update(directions)
+            self.state = after.state
         return self._record(number, measured, norms, clock)
 
-    def _score(
-        self, number: int, problems: list[Problem], completions: Completions
-    ) -> RolloutBatch:
-        c = self.config
-        shape = (len(problems), c.training.group_size)
-        owners = [p for p in problems for _ in range(c.training.group_size)]
-        correct = [
-            self.task.reward(text, p) for text, p in zip(completions.texts, owners, strict=True)
-        ]
-        rewards = [
-            flip(r, c.training.reward_flip, c.seed, number, i) for i, r in enumerate(correct)
-        ]
-        rewards_PG = torch.tensor(rewards, device=self.policy.device).view(shape)
-        tokens = pack(
-            completions.prompt_ids, completions.token_ids, self.policy.pad_id, self.policy.device
-        )
-        reference = None
-        if self.policy.reference is not None:
-            reference = batch_logprobs(
-                self.policy.reference,
-                tokens,
-                c.sampling.temperature,
-                c.training.micro_batch_tokens,
-            )
-        return RolloutBatch(
-            problems,
-            completions,
-            torch.tensor(correct, device=self.policy.device).view(shape),
-            rewards_PG,
-            group_advantages(rewards_PG),
-            tokens,
-            reference,
-        )
+    def _draw(self, number: int, plan: Plan) -> tuple[Scene | None, list[Demonstration]]:
+        """The step's prompts, if it needs any, and its demonstrations."""
+        c, t = self.config, self.config.training
+        aside = {d for d in self.demonstrations if d.id in t.set_aside}
+        drawn: list[Demonstration] = []
+        scene: Scene | None = None
+        if plan.rollouts or self.tracks_baseline:
+            n, shown = t.prompts_per_step, []
+            if self.method.paired:
+                drawn = shown = draw(self.demonstrations, n, number, c.seed, "prompts", aside)
+                problems = [as_problem(d) for d in shown]
+            else:
+                problems = draw(self.problems, n, number, c.seed, "prompts")
+            scene = Scene(self.policy, self.task, c, number, problems, shown)
+        if plan.demonstrations and not self.method.paired:
+            n = t.demonstrations_per_step
+            drawn = draw(self.demonstrations, n, number, c.seed, "demonstrations", aside)
+        return scene, drawn
 
     def _rl(
-        self,
-        name: str,
-        base: dict[str, Parameter],
-        batch: RolloutBatch,
-        old: Tensor | None,
-        keep_blocks: bool = False,
+        self, name: str, batch: RolloutBatch, old: Tensor | None, keep_blocks: bool = False
     ) -> RLPass:
+        c, joint = self.config, name == "rl"
+        own = joint or self.method.baseline
         with self.watch(name):
             return rl_pass(
                 name,
-                self.policy.of("joint" if name == "rl" else "baseline"),
-                base,
+                self.policy.of("joint" if joint else "baseline"),
+                self.policy.base if joint else self.policy.baseline_base,
                 self.trained_coordinator,
                 batch,
-                self.config.training,
-                self.config.sampling.temperature,
+                c.training,
+                c.sampling.temperature,
                 old,
                 keep_blocks,
+                partial(self.method.rl_terms, c=c) if own else None,
             )
+
+    def _sft(
+        self, batch: DemonstrationBatch, direction: Sides | None
+    ) -> tuple[SFTPass, PerDemonstration | None]:
+        with self.watch("sft"):
+            return sft_pass(
+                self.policy,
+                self.trained_coordinator,
+                batch.tokens,
+                direction,
+                self.config.training.micro_batch_tokens,
+                partial(self.method.sft_terms, c=self.config),
+                batch.advantages_D,
+                batch.divisor,
+            )
+
+    def _sft_update(self, demonstrations: list[Demonstration]) -> tuple[float, float]:
+        """One update of θ by SFT's own optimizer, with the gradient at the θ of now."""
+        batch = pack_demonstrations(self.policy, demonstrations)
+        max_tokens = self.config.training.micro_batch_tokens
+        with self.watch("own_sft"):
+            found, _ = sft_pass(self.policy, {}, batch.tokens, None, max_tokens)
+        return self._apply("own_sft", found.gradient.base)
 
     @torch.no_grad()
     def _reset_baseline(self, rl_gradient: ParamVector) -> None:
@@ -274,7 +300,9 @@ class Trainer:
             raise NonFiniteError("update", f"direction of {part}")
         scale = min(1.0, training.max_grad_norm / max(norm, 1e-12))
         optimizer = self.optimizers[part]
-        lr = training.coordinator_lr if part == "coordinator" else training.base_lr
+        lr = {"coordinator": training.coordinator_lr, "own_sft": training.sft_lr}.get(
+            part, training.base_lr
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         for name, parameter in self.parameters(part).items():
@@ -289,10 +317,13 @@ class Trainer:
         wanted: dict[str, ParamVector] = {}
         if directions.base is not None:
             wanted["base"] = directions.base
-        if directions.baseline is not None and training.baseline_mode == "persistent":
+        resets = self.method.baseline and training.baseline_mode == "reset"
+        if directions.baseline is not None and not resets:
             wanted["baseline"] = directions.baseline
         if directions.coordinator is not None and training.train_coordinator:
             wanted["coordinator"] = directions.coordinator
+        if directions.own_sft is not None:
+            wanted["own_sft"] = directions.own_sft
         for part, direction in wanted.items():  # all are checked before any is applied
             if not np.isfinite(direction.norm()):
                 raise NonFiniteError("update", f"direction of {part}")
@@ -310,10 +341,12 @@ class Trainer:
             "base": ("grad_norm", "grad_norm/clipped"),
             "baseline": ("baseline/grad_norm", "baseline/grad_norm_clipped"),
             "coordinator": ("coordinator/grad_norm", "coordinator/grad_norm_clipped"),
+            "own_sft": ("own_sft/grad_norm", "own_sft/grad_norm_clipped"),
         }
         for part, (before, after) in norms.items():
             metrics[names[part][0]], metrics[names[part][1]] = before, after
-        for name in ("rl_weight", "base_lr", "coordinator_lr"):
+        metrics["rl_weight"] = rl_weight(self.config, number)
+        for name in ("base_lr", "coordinator_lr"):
             metrics[name] = self.config.get(name)
         for phase, seconds in clock.seconds.items():
             metrics[f"seconds/{phase}"] = seconds
@@ -328,8 +361,14 @@ class Trainer:
         )
 
     def optimizer_arrays(self) -> dict[str, np.ndarray]:
-        """Adam's moments and step counts as named arrays: 'base/exp_avg/<parameter>', …"""
-        arrays = {}
+        """Adam's moments and step counts as named arrays: 'base/exp_avg/<parameter>', …
+
+        With what the method remembers, where it does: STATE, as the bytes of JSON text.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        if self.state:
+            text = json.dumps({"method": self.config.method, "state": self.state})
+            arrays[STATE] = np.frombuffer(text.encode(), dtype=np.uint8).copy()
         for part, optimizer in self.optimizers.items():
             for name, parameter in self.parameters(part).items():
                 for key, value in optimizer.state.get(parameter, {}).items():
@@ -337,7 +376,15 @@ class Trainer:
         return arrays
 
     def load_optimizer_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restore what `optimizer_arrays` gave; parts without arrays start fresh."""
+        """Restore what `optimizer_arrays` gave; parts without arrays start fresh.
+
+        Another method's memory is left behind: a fork may have changed the method.
+        """
+        self.state = {}
+        if STATE in arrays:
+            told = json.loads(arrays[STATE].tobytes().decode())
+            if told["method"] == self.config.method:
+                self.state = told["state"]
         for part, optimizer in self.optimizers.items():
             optimizer.state.clear()
             for name, parameter in self.parameters(part).items():

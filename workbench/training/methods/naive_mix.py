@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-from workbench.config import TrainingConfig
+from workbench.config import RunConfig
 from workbench.training.methods.method import Directions, Gradients, Method
 
 
-def mix(g: Gradients, c: TrainingConfig) -> Directions:
-    """The sum of both gradients, SFT weighted by μ."""
-    assert g.rl and g.sft
-    return Directions(base=g.rl.base + c.sft_weight * g.sft.base)
+class NaiveMix(Method):
+    """Both objectives, summed."""
 
+    name = "naive_mix"
+    demonstrations = True
 
-METHOD = Method(
-    "naive_mix", rollouts=True, demonstrations=True, baseline=False, coordinator=False, mix=mix
-)
+    def mix(self, g: Gradients, c: RunConfig) -> Directions:
+        """The sum of both gradients, SFT weighted by μ."""
+        assert g.rl and g.sft
+        return Directions(base=g.rl.base + c.training.sft_weight * g.sft.base)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from workbench.config import TrainingConfig
+from workbench.config import RunConfig
 from workbench.training.methods.method import Directions, Gradients, Method
 
 
-def mix(g: Gradients, c: TrainingConfig) -> Directions:
-    """The SFT gradient alone."""
-    assert g.sft
-    return Directions(base=g.sft.base)
+class SFT(Method):
+    """Demonstrations alone."""
 
+    name = "sft"
+    rollouts = False
+    demonstrations = True
 
-METHOD = Method(
-    "sft", rollouts=False, demonstrations=True, baseline=False, coordinator=False, mix=mix
-)
+    def mix(self, g: Gradients, c: RunConfig) -> Directions:
+        """The SFT gradient alone."""
+        assert g.sft
+        return Directions(base=g.sft.base)

@@ -1,0 +1,478 @@
+"""Each method's objectives against the paper's formula: float64, plain loops, a fixed batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.tiny import (
+    disturb,
+    float64_everywhere,
+    make_policy,
+    save_tiny_llama,
+    small_config,
+    to_float64,
+)
+from workbench.config import RunConfig
+from workbench.policy import Policy
+from workbench.sampling import Completions, batch_logprobs, pack
+from workbench.tasks.problem import Demonstration, Problem
+from workbench.training.batches import RolloutBatch, Rollouts
+from workbench.training.gradients import RLPass, SFTPass, rl_pass, sft_pass
+from workbench.training.methods import make_method
+from workbench.training.objectives import group_advantages
+
+REWARDS = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
+TOKENS = [
+    [5, 6, 2],
+    [7, 9],
+    [8, 2],
+    [8, 9, 10, 11, 2],
+    [12],
+    [12, 13, 2],
+    [14, 15, 16, 17],
+    [19],
+    [3, 4, 2],
+]
+SOLUTIONS = ["ab\nc", "d\nef\ng", "hi\nj"]
+LONGEST = 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def policy(folder: Path) -> Iterator[Policy]:
+    with float64_everywhere():
+        policy = make_policy(small_config(folder), baseline=False)
+        to_float64(policy)
+        disturb(policy.base, 0.05, seed=2)
+        yield policy
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with float64_everywhere():
+        yield
+
+
+def config(folder: Path, method: str, **changes: object) -> RunConfig:
+    return small_config(
+        folder, method=method, kl_coef=0.1, max_new_tokens=LONGEST, temperature=1.0, **changes
+    )
+
+
+def shown() -> list[Demonstration]:
+    return [Demonstration(f"d{i}", "xyz"[i] * 2, s, "even") for i, s in enumerate(SOLUTIONS)]
+
+
+def batch_of(policy: Policy, rollouts: Rollouts | None = None) -> RolloutBatch:
+    """Three prompts × three made-up rollouts, scored; prompt 1 is unsolved."""
+    demos = shown()
+    prompts = [policy.encode_prompt(d.prompt) for d in demos for _ in range(3)]
+    if rollouts is not None and rollouts.given_ids:
+        prompts = [[*p, *g] for p, g in zip(prompts, rollouts.given_ids, strict=True)]
+    tokens = pack(prompts, TOKENS, pad_id=0)
+    rewards = torch.tensor(REWARDS)
+    return RolloutBatch(
+        [Problem(d.id, d.prompt, d.answer) for d in demos],
+        Completions(prompts, TOKENS, [], [], []),
+        rewards,
+        rewards,
+        group_advantages(rewards),
+        tokens,
+        batch_logprobs(policy.reference, tokens, 1.0, 2048),
+        rollouts or Rollouts(),
+        demos,
+        torch.tensor([1.0, 0.0, 1.0]),
+    )
+
+
+class Found:
+    """What a method makes of a batch."""
+
+    def __init__(
+        self, policy: Policy, c: RunConfig, step: int = 1, rollouts: Rollouts | None = None
+    ) -> None:
+        self.policy, self.c, self.method = policy, c, make_method(c)
+        self.batch = self.method.judge(batch_of(policy, rollouts), c)
+        self.demos = self.method.learn_from(policy, shown(), self.batch, step, c)
+
+    def rl(self) -> RLPass:
+        return rl_pass(
+            "rl", self.policy.model, self.policy.base, {}, self.batch, self.c.training, 1.0, None,
+            objective_of=partial(self.method.rl_terms, c=self.c),
+        )  # fmt: skip
+
+    def sft(self) -> SFTPass:
+        assert self.demos is not None
+        return sft_pass(
+            self.policy, {}, self.demos.tokens, None, 2048,
+            partial(self.method.sft_terms, c=self.c), self.demos.advantages_D, self.demos.divisor,
+        )[0]  # fmt: skip
+
+
+class Loop:
+    """The same texts, one sequence at a time, without padding."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def distributions(
+        self, prompt: list[int], completion: list[int], model: object = None
+    ) -> Tensor:
+        ids = torch.tensor([prompt + completion])
+        logits = (model or self.policy.model)(ids).logits[0]
+        return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+    def logps(self, prompt: list[int], completion: list[int], model: object = None) -> list[float]:
+        rows = self.distributions(prompt, completion, model)
+        return [float(rows[t, token].detach()) for t, token in enumerate(completion)]
+
+    def entropies(self, prompt: list[int], completion: list[int]) -> list[float]:
+        rows = self.distributions(prompt, completion)
+        return [-sum(math.exp(v) * v for v in row.tolist()) for row in rows]
+
+    def rollout(self, i: int) -> tuple[list[int], list[int]]:
+        return self.policy.encode_prompt(shown()[i // 3].prompt), TOKENS[i]
+
+    def demonstration(self, j: int) -> tuple[list[int], list[int]]:
+        demo = shown()[j]
+        return self.policy.encode_prompt(demo.prompt), self.policy.encode_completion(demo.solution)
+
+    def k3(self, i: int) -> list[float]:
+        text = self.rollout(i)
+        pairs = zip(self.logps(*text), self.logps(*text, self.policy.reference), strict=True)
+        return [math.exp(ref - now) - (ref - now) - 1 for now, ref in pairs]
+
+    def nll(self, j: int) -> float:
+        return -sum(self.logps(*self.demonstration(j)))
+
+
+def standard(p: int, g: int) -> float:
+    return (REWARDS[p][g] - fmean(REWARDS[p])) / (stdev(REWARDS[p]) + 1e-4)
+
+
+def centred(p: int, g: int) -> float:
+    return REWARDS[p][g] - fmean(REWARDS[p])
+
+
+def grpo_value(
+    loop: Loop, advantage: Callable[[int, int], float], prompts: list[int], kl: float
+) -> float:
+    """Σ_t A − kl·k3 (ρ = 1) over some prompts' rollouts."""
+    return sum(
+        advantage(p, g) - kl * k3 for p in prompts for g in range(3) for k3 in loop.k3(3 * p + g)
+    )
+
+
+N = sum(len(tokens) for tokens in TOKENS)
+ALL = [0, 1, 2]
+
+
+@torch.no_grad()
+def test_rl_losses(folder: Path, policy: Policy) -> None:
+    loop = Loop(policy)
+    solved = [0, 2]
+    n_solved = sum(len(TOKENS[3 * p + g]) for p in solved for g in range(3))
+    sequences = sum(standard(p, g) - 0.1 * fmean(loop.k3(3 * p + g)) for p in ALL for g in range(3))
+    expected = {
+        "grpo": grpo_value(loop, standard, ALL, 0.1) / N,
+        "dr_grpo": grpo_value(loop, centred, ALL, 0.1) / (9 * LONGEST),
+        "dapo": grpo_value(loop, standard, solved, 0.0) / n_solved,
+        "gspo": sequences / 9,
+    }
+    for rl_loss, value in expected.items():
+        with torch.enable_grad():
+            found = Found(policy, config(folder, "grpo", rl_loss=rl_loss)).rl()
+        assert found.objective == pytest.approx(value, rel=1e-9), rl_loss
+
+
+def test_the_ratio_is_clipped_as_each_loss_says(folder: Path, policy: Policy) -> None:
+    """With the behaviour's log-probs 0.25 lower or higher, ρ = e^±0.25 everywhere."""
+    standard_A = [standard(p, g) for p in ALL for g in range(3)]
+    for rl_loss, low, high in (("grpo", 0.8, 1.2), ("dapo", 0.8, 1.28), ("gspo", 0.9997, 1.0004)):
+        c = config(folder, "grpo", rl_loss=rl_loss, clip_range=0.2)
+        c = c.with_changes(kl_coef=0.0)
+        f = Found(policy, c)
+        now = f.rl().logprobs_NC
+        for shift in (0.25, -0.25, 0.22):
+            ratio = math.exp(shift)
+            args = ("rl", policy.model, policy.base, {}, f.batch, c.training, 1.0, now - shift)
+            found = rl_pass(*args)
+            inside = min(max(ratio, low), high)
+            each = [min(ratio * a, inside * a) for a in standard_A]
+            weights = [1.0 if rl_loss == "gspo" else len(t) for t in TOKENS]
+            total = sum(v * w for v, w in zip(each, weights, strict=True))
+            n_solved = sum(len(TOKENS[3 * p + g]) for p in (0, 2) for g in range(3))
+            divisor = {"gspo": 9, "grpo": N, "dapo": n_solved}[rl_loss]
+            assert found.objective == pytest.approx(total / divisor, rel=1e-9), (rl_loss, shift)
+
+
+def test_luffy(folder: Path, policy: Policy) -> None:
+    c = config(folder, "luffy", luffy_entropy=0.02)
+    loop, f = Loop(policy), Found(policy, c)
+    demo_rewards = [1.0, 0.0, 1.0]
+    own = shaped = 0.0
+    for p in ALL:
+        mean = fmean([*REWARDS[p], demo_rewards[p]])
+        for g in range(3):
+            for h in loop.entropies(*loop.rollout(3 * p + g)):
+                own += REWARDS[p][g] - mean + 0.02 * h
+        for logp in loop.logps(*loop.demonstration(p)):
+            prob = math.exp(logp)
+            shaped += prob / (prob + 0.1) * (demo_rewards[p] - mean)
+    divisor = 12 * LONGEST
+    assert f.rl().objective == pytest.approx(own / divisor, rel=1e-9)
+    assert f.sft().objective == pytest.approx(shaped / divisor, rel=1e-9)
+
+
+def test_luffy_without_demonstrations_is_mean_only_grpo_without_clip(
+    folder: Path, policy: Policy
+) -> None:
+    c = config(folder, "luffy", luffy_entropy=0.0, clip_range=0.01)
+    method = make_method(c)
+    batch = method.judge(replace(batch_of(policy), shown_rewards_P=None), c)
+    now = Found(policy, c).rl().logprobs_NC
+    found = rl_pass(
+        "rl", policy.model, policy.base, {}, batch, c.training, 1.0, now - 0.5,
+        objective_of=partial(method.rl_terms, c=c),
+    )  # fmt: skip
+    total = sum(
+        math.exp(0.5) * centred(p, g) * len(TOKENS[3 * p + g]) for p in ALL for g in range(3)
+    )
+    assert found.objective == pytest.approx(total / (9 * LONGEST), rel=1e-9)
+
+
+def test_srft(folder: Path, policy: Policy) -> None:
+    loop, f = Loop(policy), Found(policy, config(folder, "srft"))
+    demo_rewards = [1.0, 0.0, 1.0]
+    own = 0.0
+    for i in range(9):
+        logps = loop.logps(*loop.rollout(i))
+        h = fmean(loop.entropies(*loop.rollout(i)))
+        own += (0.1 * math.exp(h) if REWARDS[i // 3][i % 3] else -1.0) * sum(logps)
+    demos, n_demo = 0.0, 0
+    for p in ALL:
+        group = [*REWARDS[p], demo_rewards[p]]
+        advantage = (demo_rewards[p] - fmean(group)) / (stdev(group) + 1e-4)
+        h = fmean(loop.entropies(*loop.demonstration(p)))
+        for logp in loop.logps(*loop.demonstration(p)):
+            demos += 0.5 * math.exp(-h) * logp + advantage * math.exp(logp)
+            n_demo += 1
+    assert f.rl().objective == pytest.approx(own / N, rel=1e-9)
+    assert f.sft().objective == pytest.approx(demos / n_demo, rel=1e-9)
+
+
+def test_chord_phi_weights_each_token_by_p_times_1_minus_p(folder: Path, policy: Policy) -> None:
+    loop, f = Loop(policy), Found(policy, config(folder, "chord_phi"))
+    logps = [v for j in ALL for v in loop.logps(*loop.demonstration(j))]
+    value = fmean(math.exp(v) * (1 - math.exp(v)) * v for v in logps)
+    assert f.sft().objective == pytest.approx(value, rel=1e-9)
+    assert f.rl().objective == pytest.approx(grpo_value(loop, standard, ALL, 0.1) / N, rel=1e-9)
+
+
+@pytest.mark.parametrize(("gate", "solved"), [(0.0, [0, 2]), (1.0, []), (0.5, [0, 2])])
+def test_hpt(folder: Path, policy: Policy, gate: float, solved: list[int]) -> None:
+    loop, f = Loop(policy), Found(policy, config(folder, "hpt", hpt_gate=gate))
+    wanted = [p for p in ALL if p not in solved]
+    n_kept = max(1, 3 * len(solved))
+    value = grpo_value(loop, centred, solved, 0.1) / (n_kept * LONGEST)
+    assert f.rl().objective == pytest.approx(value, rel=1e-9, abs=1e-15)
+    n = sum(len(loop.demonstration(j)[1]) for j in wanted)
+    assert f.sft().objective == pytest.approx(-sum(map(loop.nll, wanted)) / n, rel=1e-9)
+
+
+def test_superrl(folder: Path, policy: Policy) -> None:
+    loop, f = Loop(policy), Found(policy, config(folder, "superrl"))
+    n = sum(len(TOKENS[3 * p + g]) for p in (0, 2) for g in range(3))
+    value = grpo_value(loop, standard, [0, 2], 0.1) / n
+    assert f.rl().objective == pytest.approx(value, rel=1e-9)
+    one = len(loop.demonstration(1)[1])
+    assert f.sft().objective == pytest.approx(-loop.nll(1) / one, rel=1e-9)
+
+
+def test_superrl_on_solved_groups_is_the_policy_gradient(folder: Path, policy: Policy) -> None:
+    c = config(folder, "superrl")
+    method, batch = make_method(c), batch_of(policy)
+    rewards = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    batch = replace(batch, rewards_PG=rewards)
+    judged = method.judge(batch, c)
+    assert method.learn_from(policy, shown(), judged, 1, c) is None
+    args = (policy.model, policy.base, {})
+    plain = make_method(config(folder, "grpo"))
+    a = rl_pass("rl", *args, judged, c.training, 1.0, None)
+    b = rl_pass("rl", *args, plain.judge(batch, c), c.training, 1.0, None)
+    assert all(torch.equal(a.gradient.base[n], v) for n, v in b.gradient.base.items())
+
+
+def test_prefix_rft(folder: Path, policy: Policy) -> None:
+    """The last rollout of each group goes on from 4, 0 and 2 tokens; 2, 0 and 1 are learned."""
+    loop = Loop(policy)
+    prefixes = [loop.demonstration(0)[1][:4], [], loop.demonstration(2)[1][:2]]
+    given = [ids for prefix in prefixes for ids in ([], [], prefix)]
+    f = Found(
+        policy,
+        config(folder, "prefix_rft", prefix_entropy_share=0.5),
+        rollouts=Rollouts(given, "demonstration"),
+    )
+    n = N + 2 + 1
+    prefix_value = 2 * standard(0, 2) + 1 * standard(2, 2)  # ρ = 1
+    assert f.sft().objective == pytest.approx(prefix_value / n, rel=1e-9)
+    expected = 0.0
+    for i, (extra, tokens) in enumerate(zip(given, TOKENS, strict=True)):
+        prompt = [*loop.rollout(i)[0], *extra]
+        now, ref = loop.logps(prompt, tokens), loop.logps(prompt, tokens, policy.reference)
+        for a, b in zip(now, ref, strict=True):
+            expected += standard(i // 3, i % 3) - 0.1 * (math.exp(b - a) - (b - a) - 1)
+    assert f.rl().objective == pytest.approx(expected / n, rel=1e-9)
+    # which tokens: those of highest entropy, so the gradient is that of their log-probs alone
+    gradient = torch.zeros(())
+    for j, count in ((0, 2), (2, 1)):
+        prompt = loop.demonstration(j)[0]
+        rows = loop.distributions(prompt, prefixes[j])
+        entropy = loop.entropies(prompt, prefixes[j])
+        order = sorted(range(len(entropy)), key=lambda t: -entropy[t])
+        for t in order[:count]:
+            gradient = gradient + standard(j, 2) * rows[t, prefixes[j][t]] / n
+    values = torch.autograd.grad(gradient, list(policy.base.values()))
+    for value, (name, found) in zip(values, f.sft().gradient.base.items(), strict=True):
+        assert torch.allclose(found, value, rtol=1e-8, atol=1e-12), name
+
+
+def test_uft_learns_the_hints(folder: Path, policy: Policy) -> None:
+    loop = Loop(policy)
+    hints = [loop.demonstration(0)[1][:3], [], loop.demonstration(2)[1][:3]]
+    f = Found(
+        policy,
+        config(folder, "uft"),
+        rollouts=Rollouts([h for h in hints for _ in range(3)], "hint"),
+    )
+    logps = [v for j in (0, 2) for v in loop.logps(loop.demonstration(j)[0], hints[j])]
+    assert f.sft().objective == pytest.approx(fmean(logps), rel=1e-9)
+
+
+def test_actguide_weighs_guided_text_by_the_unguided_prompt(folder: Path, policy: Policy) -> None:
+    """Group 1 was guided: behaviour probabilities of its own, clip 0.2, dual clip 3."""
+    loop = Loop(policy)
+    c = config(folder, "actguide", clip_range=0.2)
+    rewards = [REWARDS[0], [1.0, 0.0, 0.0], REWARDS[2]]
+    behaviour = [[math.nan] * len(t) for t in TOKENS]
+    for i, shift in ((3, 0.5), (4, 2.0), (5, -0.5)):  # ρ = e^shift
+        behaviour[i] = [v - shift for v in loop.logps(*loop.rollout(i))]
+    method = make_method(c)
+    batch = replace(
+        batch_of(policy, Rollouts(behaviour=behaviour, plan_length=[math.nan] * 9)),
+        rewards_PG=torch.tensor(rewards),
+    )
+    batch = method.judge(batch, c)
+    assert batch.own_P == [0, 2]
+    expected = 0.0
+    for i, tokens in enumerate(TOKENS):
+        group = rewards[i // 3]
+        a = (group[i % 3] - fmean(group)) / (stdev(group) + 1e-4)
+        ratio = math.exp({3: 0.5, 4: 2.0, 5: -0.5}.get(i, 0.0))
+        value = min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
+        if a < 0:
+            value = max(value, 3 * a)
+        expected += value * len(tokens) - 0.1 * sum(loop.k3(i))
+    found = rl_pass(
+        "rl", policy.model, policy.base, {}, batch, c.training, 1.0, None,
+        objective_of=partial(method.rl_terms, c=c),
+    )  # fmt: skip
+    assert found.objective == pytest.approx(expected / N, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name", ["luffy", "srft", "chord_phi", "hpt", "superrl", "prefix_rft", "uft"]
+)
+def test_gradients_are_slopes(folder: Path, policy: Policy, name: str) -> None:
+    """Finite differences; weights under a stop-gradient are held at their value by the loop."""
+    loop = Loop(policy)
+    extra = None
+    if name in ("prefix_rft", "uft"):
+        prefix = loop.demonstration(0)[1][:3]
+        extra = Rollouts([prefix] * 3 + [[]] * 6, "demonstration")
+    f = Found(policy, config(folder, name), rollouts=extra)
+    generator = torch.Generator().manual_seed(5)
+    along = {n: torch.randn(p.shape, generator=generator) for n, p in policy.base.items()}
+    stops = name in ("srft", "chord_phi", "prefix_rft")
+
+    @torch.no_grad()
+    def shift(h: float) -> None:
+        for n, p in policy.base.items():
+            p += h * along[n]
+
+    def slope(value: Callable[[], float]) -> float:
+        shift(1e-5)
+        up = value()
+        shift(-2e-5)
+        down = value()
+        shift(1e-5)
+        return (up - down) / 2e-5
+
+    def inner(gradient: dict[str, Tensor]) -> float:
+        return sum(float((gradient[n] * along[n]).sum()) for n in along)
+
+    if name != "srft":  # the policy gradient's own value has no slope of A·ρ at ρ = 1 …
+        old = f.rl().logprobs_NC
+
+        def surrogate() -> float:
+            return rl_pass(
+                "rl", policy.model, policy.base, {}, f.batch, f.c.training, 1.0, old,
+                objective_of=partial(f.method.rl_terms, c=f.c),
+            ).objective  # fmt: skip
+
+        assert inner(f.rl().gradient.base) == pytest.approx(slope(surrogate), rel=1e-5)
+    if not stops:
+        assert inner(f.sft().gradient.base) == pytest.approx(
+            slope(lambda: f.sft().objective), rel=1e-5
+        )
+        return
+    assert f.demos is not None
+    frozen = _stopped_weights(f, loop)
+    assert inner(f.sft().gradient.base) == pytest.approx(slope(frozen), rel=1e-5)
+
+
+def _stopped_weights(f: Found, loop: Loop) -> Callable[[], float]:
+    """g^S's value with all that stands under sg(·) computed once, at the weights of now."""
+    assert f.demos is not None
+    texts = [
+        (f.policy.encode_prompt(d.prompt), f.policy.encode_completion(d.solution))
+        for d in f.demos.demonstrations_D
+    ]
+    if f.method.name == "prefix_rft":
+        texts = [(prompt, solution[:3]) for prompt, solution in texts]
+    then = [loop.logps(*text) for text in texts]
+    entropy = [loop.entropies(*text) for text in texts]
+    n = sum(len(row) for row in then)
+
+    def value() -> float:
+        total = 0.0
+        for j, text in enumerate(texts):
+            top = sorted(range(len(then[j])), key=lambda t: -entropy[j][t])
+            learned = top[: math.ceil(0.2 * len(top))]
+            for t, logp in enumerate(loop.logps(*text)):
+                if f.method.name == "chord_phi":
+                    p = math.exp(then[j][t])
+                    total += p * (1 - p) * logp / n
+                elif f.method.name == "srft":
+                    advantage = float(f.demos.advantages_D[j])
+                    weight = 0.5 * math.exp(-fmean(entropy[j]))
+                    total += (weight * logp + advantage * math.exp(logp)) / n
+                elif t in learned:
+                    ratio = math.exp(logp - then[j][t])
+                    total += ratio * float(f.demos.advantages_D[j]) / float(f.demos.divisor)
+        return total
+
+    return value
