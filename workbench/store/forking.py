@@ -41,8 +41,8 @@ def fork(
         creation.write_config(building, config or trunk_config)
         pinned = _copy_history(source, trunk, building, target, at_step, config is not None)
         for step in snapshots.steps(trunk / SNAPSHOTS):
-            if step <= at_step:
-                there = snapshots.folder_of(trunk / SNAPSHOTS, step)
+            there = snapshots.folder_of(trunk / SNAPSHOTS, step)
+            if step <= at_step and not there.is_symlink():
                 copied = snapshots.folder_of(building / SNAPSHOTS, step)
                 shutil.copytree(there, copied, symlinks=True, copy_function=link_or_copy)
         budget = (config or trunk_config).snapshots.snapshot_budget_mb

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from workbench.config import RunConfig
 from workbench.records import StepRecord
-from workbench.store import checksums, integrity, lock, retention, schema, snapshots
+from workbench.store import checksums, evaluations, integrity, lock, retention, schema, snapshots
 from workbench.store.errors import DamagedError, RunFolderError
 from workbench.store.folder import (
     CONFIG,
@@ -183,6 +183,17 @@ class Run:
                     for table in schema.STEP_ROWS
                 },
             )
+
+    def evaluations(self) -> pd.DataFrame:
+        """Scores of `python -m workbench eval` on this run, a row each, oldest first.
+
+        evaluation (its name), step, set, policy, metric, value, low, high (95 %), n_problems.
+        """
+        return evaluations.scores(self.path / evaluations.EVALUATIONS)
+
+    def evaluation(self, name: str) -> pd.DataFrame:
+        """The completions of an evaluation, a row each. Raises RunFolderError: there is no such."""
+        return evaluations.completions(self.path / evaluations.EVALUATIONS, name)
 
     def __repr__(self) -> str:
         return "\n".join(self._summary())

@@ -214,8 +214,8 @@ class RunStore:
 
     @property
     def snapshot_ended(self) -> bool:
-        """Whether a snapshot that was started is written, or failed, and was not settled yet."""
-        return self._archive.ready
+        """Whether a snapshot that was started is written, or failed, and nobody asked yet."""
+        return self._archive.ready or bool(self._failures)
 
     def settle(self) -> None:
         """Wait for the snapshot under way and note what it took, or that it failed."""
@@ -347,7 +347,9 @@ class RunStore:
     # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the folder back. The state becomes "closed", unless it is "finished" or "failed"."""
+        """Give the folder back, once. State: "closed", unless it is "finished" or "failed"."""
+        if self._lock.closed:
+            return
         try:
             self.settle()
             if schema.read_meta(self._db)["state"] not in ENDED:
