@@ -27,6 +27,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "fault-flip-40": {"training": {"reward_flip": 0.4}},
     "fault-demonstrations": {
         "task": {
+            "kind": "arithmetic",
             "flaws": {"wrong_step": 0.0, "wrong_answer": 0.5, "detour": 0.0, "other_task": 0.5}
         },
     },

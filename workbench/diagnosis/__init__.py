@@ -19,12 +19,14 @@ from workbench.diagnosis.catalogue import DETECTORS, Diagnosis, diagnose, worst_
 from workbench.diagnosis.detector import SEVERITIES, Detector, Skipped, Symptom, Watch
 from workbench.diagnosis.history import History
 from workbench.diagnosis.signs import signs
+from workbench.diagnosis.watching import RunWatch, step_not_finite
 
 __all__ = [
     "DETECTORS",
     "Detector",
     "Diagnosis",
     "History",
+    "RunWatch",
     "SEVERITIES",
     "Skipped",
     "Symptom",
@@ -32,5 +34,6 @@ __all__ = [
     "carriers",
     "diagnose",
     "signs",
+    "step_not_finite",
     "worst_first",
 ]

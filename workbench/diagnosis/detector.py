@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from workbench.diagnosis.history import History
 from workbench.records import Finding
 
@@ -18,7 +20,7 @@ Severity = Literal["note", "warning", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "critical")
 """From least to most severe."""
 
-WARM_UP = 5
+WARM_UP = 8
 COOLDOWN = 20
 
 
@@ -32,7 +34,7 @@ class Symptom:
     message: str
     """One sentence for a person, with the numbers that matter."""
     evidence: Mapping[str, Any]
-    """JSON values."""
+    """Numbers and texts; what is NaN is left out of the finding."""
     causes: tuple[str, ...] = ()
     """Likely ones, the likeliest first."""
     suggestion: Mapping[str, Any] = field(default_factory=dict)
@@ -143,12 +145,12 @@ class Watch:
             severity=symptom.severity,
             detector=detector.name,
             message=symptom.message,
-            evidence=dict(symptom.evidence),
+            evidence=_plain(symptom.evidence),
             setting=next(iter(symptom.suggestion), ""),
             since=symptom.since,
             key=f"{label}@{step}",
             causes=list(symptom.causes),
-            suggestion=dict(symptom.suggestion),
+            suggestion=_plain(symptom.suggestion),
             reference=detector.reference,
         )
 
@@ -168,10 +170,16 @@ class Watch:
         )
 
 
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """NumPy's numbers as Python's, NaN left out: JSON has neither."""
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+    return {k: v for k, v in plain.items() if v == v}
+
+
 def lower(history: History, name: str, by: float) -> dict[str, Any]:
     """The suggestion to divide a setting by `by`, with its value where it is known."""
     value = history.setting(name)
-    return {name: _round(value / by) if value else None}
+    return {name: rounded(value / by) if value else None}
 
 
 def higher(history: History, name: str, by: float) -> dict[str, Any]:
@@ -179,8 +187,9 @@ def higher(history: History, name: str, by: float) -> dict[str, Any]:
     value = history.setting(name)
     if not value:
         return {name: None}
-    return {name: int(value * by) if isinstance(value, int) else _round(value * by)}
+    return {name: int(value * by) if isinstance(value, int) else rounded(value * by)}
 
 
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
+    """Two significant digits: a value to try, not a measurement."""
     return float(f"{value:.2g}")

@@ -20,7 +20,7 @@ def check_truncation(h: History) -> Iterator[Symptom]:
     """Completions stopped by the length limit: their rewards tell of the limit, not the policy."""
     name = "completions/clipped_ratio"
     cut = h.level(name)
-    if h.count(name) < 5 or cut < CUT_WARNING:
+    if h.count(name) < 8 or cut < CUT_WARNING:
         return
     since = h.since(name, lambda v: v >= CUT_WARNING)
     yield Symptom(

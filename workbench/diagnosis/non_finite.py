@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from workbench.diagnosis.detector import Detector, Symptom, lower
+from workbench.diagnosis.detector import Detector, Symptom, rounded
 from workbench.diagnosis.history import History
 
 WATCHED = ("loss", "grad_norm", "reward", "kl", "entropy", "baseline/", "coordinator/", "gain/ess")
 """Beginnings of the names that count; a blank gain, say, is NaN by design."""
+
+CAUSES = (
+    "numbers beyond the range of a half-precision format",
+    "a step so large that the weights ran away",
+    "a logarithm of 0 or a division by 0 in a reward or loss",
+)
+
+
+def not_finite(setting: Callable[[str], Any]) -> dict[str, Any]:
+    """What to change; `setting` gives the value in force."""
+    lr, scale = setting("base_lr"), setting("float16_scale")
+    overflow: dict[str, Any] = {"float16_scale": 0.0} if scale else {}
+    return overflow | {"base_lr": rounded(lr / 5) if lr else None, "max_grad_norm": 1.0}
 
 
 def check(h: History) -> Iterator[Symptom]:
@@ -22,12 +36,8 @@ def check(h: History) -> Iterator[Symptom]:
         step,
         f"{name} is {value:g} at step {step}: what was learned since then is lost.",
         {"metric": name, "value": str(value), "n_values": len(bad)},
-        (
-            "numbers beyond the range of a half-precision format",
-            "a step so large that the weights ran away",
-            "a logarithm of 0 or a division by 0 in a reward or loss",
-        ),
-        lower(h, "base_lr", 5) | {"max_grad_norm": 1.0},
+        CAUSES,
+        not_finite(h.setting),
     )
 
 

@@ -19,7 +19,7 @@ def check_repetition(h: History) -> Iterator[Symptom]:
     """One completion in ten ends in a loop."""
     name = "completions/repetition"
     share = h.level(name)
-    if h.count(name) < 5 or share < LOOPING_WARNING:
+    if h.count(name) < 8 or share < LOOPING_WARNING:
         return
     since = h.since(name, lambda v: v >= LOOPING_WARNING)
     yield Symptom(
