@@ -10,6 +10,7 @@ import pandas as pd
 
 from workbench.records import (
     PHASES,
+    PROBES,
     AlignmentRow,
     CommandRow,
     CoordinatorRow,
@@ -71,6 +72,7 @@ def _record(step: int, rng: np.random.Generator) -> StepRecord:
         "completions/mean_length": 30 + 0.1 * step,
         "frac_reward_zero_std": 0.3,
         **{f"seconds/{phase}": 0.1 + 0.2 * rng.random() for phase in PHASES},
+        **{f"seconds/probe/{probe}": 0.01 * rng.random() for probe in PROBES},
     }
     if step % 5 == 0:
         metrics |= {"eval/accuracy": 0.2 + 0.005 * step, "eval/baseline_accuracy": 0.2}
@@ -91,6 +93,8 @@ def _record(step: int, rng: np.random.Generator) -> StepRecord:
                 first_norm=1.5,
                 second_norm=1.0 + 0.1 * rng.random(),
                 difference_norm=0.2 + 0.01 * step,
+                standard_error=0.02 if part != "gain" else math.nan,
+                dof=9.3 if part != "gain" else math.nan,
             )
             for part in ("base", "coordinator", "gain")
             for layer in ["all", *(LAYERS if part == "base" else LAYERS[1:4])]

@@ -38,6 +38,7 @@ EVERY_FIGURE = {
     "demonstrations": lambda f: plots.demonstrations_scatter(f["demonstrations"]),
     "quality": lambda f: plots.demonstrations_scatter(f["demonstrations"], reveal_quality=True),
     "demonstrations over time": lambda f: plots.demonstrations_over_time(f["demonstrations"]),
+    "demonstration visits": lambda f: plots.demonstration_visits(f["demonstrations"], "demo-0006"),
     "coordinator norms": lambda f: plots.coordinator_norms(f["coordinator"]),
     "effective ranks": lambda f: plots.effective_ranks(f["coordinator"]),
     "singular values": lambda f: plots.singular_values(f["coordinator"]),
@@ -169,10 +170,22 @@ def test_points_inside_the_noise_band_are_hollow() -> None:
     assert sum(len(trace.x) for trace in (*solid, hollow)) == len(rows)
 
 
-def test_alignment_without_a_noise_band_draws_every_point_solid() -> None:
+def test_a_point_without_a_noise_band_gets_no_verdict() -> None:
     figure = plots.alignment_over_time(MADE["alignment"], "gain")
-    hollow = next(trace for trace in figure.data if trace.name == "inside the noise")
-    assert len(hollow.x) == 0
+    drawn = {trace.name: len(trace.x) for trace in figure.data if trace.mode == "markers"}
+    rows = MADE["alignment"].query("part == 'gain' and layer == 'all'")
+    assert drawn == {"agree": 0, "conflict": 0, "inside the noise": 0, "no noise band": len(rows)}
+
+
+def test_a_visit_is_a_bar_and_the_sum_so_far_a_line() -> None:
+    visits = MADE["demonstrations"].query("demonstration_id == 'demo-0006'").sort_values("step")
+    bars, line, loss = plots.demonstration_visits(MADE["demonstrations"], "demo-0006").data
+    assert len(visits) > 1
+    assert list(bars.y) == list(visits["rl_alignment"])
+    assert line.y[-1] == pytest.approx(visits["rl_alignment"].sum())
+    expected = visits["rl_alignment"].sem() * len(visits)
+    assert line.error_y.array[-1] == pytest.approx(expected)
+    assert list(loss.y) == list(visits["loss"])
 
 
 def test_layers_stand_in_network_order() -> None:

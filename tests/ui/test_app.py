@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ SMALL = RunConfig.preset("pocket").with_changes(
     evaluation_prompts=4,
     evaluation_max_new_tokens=16,
     coordinator_every=2,
+    token_views_every=2,
 )
 
 
@@ -135,7 +137,12 @@ def test_a_zoom_survives_an_update(page: playwright.Page) -> None:
     {
         "Cooperative gain": ["plot-gain-time", "plot-gain-heatmap", "plot-gain-prompts"],
         "Gradient alignment": ["plot-cosine", "plot-cosine-layers", "plot-demonstrations"],
-        "Coordinator": ["plot-coordinator-norms", "plot-singular-values"],
+        "Coordinator": [
+            "plot-coordinator-norms",
+            "plot-singular-values",
+            "plot-effective-ranks",
+            "plot-singular-history",
+        ],
     }.items(),
 )
 def test_each_tab_draws_the_run(page: playwright.Page, tab: str, plots: list[str]) -> None:
@@ -176,6 +183,56 @@ def test_a_demonstration_can_be_read(page: playwright.Page) -> None:
     row = page.locator("#demonstration-table tbody tr").first
     row.click()
     page.locator("#demonstration-detail").get_by_text(row.get_attribute("data-id")).wait_for()
+
+
+def test_the_ledger_ranks_and_shows_the_visits_and_saves_the_suspects(
+    page: playwright.Page,
+) -> None:
+    open_tab(page, "Gradient alignment")
+    page.locator("#demonstration-table tbody tr").first.wait_for()
+    page.get_by_role("button", name="contribution").click()
+    column = "#demonstration-table tbody tr td:nth-child(6)"
+    found = [float(text) for text in page.locator(column).all_inner_texts()]
+    assert len(found) >= 8 and found == sorted(found, reverse=True)
+    page.locator("#demonstration-table tbody tr").first.click()
+    wait_for_drawing(page, "plot-visits")
+    page.locator("#suspects input").fill("3")
+    with page.expect_download() as download:
+        page.click("#export-suspects")
+    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["rank"] for line in lines] == [1, 2, 3]
+
+
+def test_the_cost_of_each_probe_is_told(page: playwright.Page) -> None:
+    costs = page.locator("#probe-costs tbody")
+    assert "every 2 steps" in costs.locator("tr", has_text="paired gain").inner_text()
+    assert "off" in costs.locator("tr", has_text="rollout alignment").inner_text()
+
+
+def test_a_rollout_is_written_again_by_another_policy(page: playwright.Page) -> None:
+    open_tab(page, "Rollouts")
+    page.locator("#rollout-table tbody tr").nth(1).click()
+    page.locator("#rollout-detail").get_by_text("Rollout 1").wait_for()
+    page.click("#what-ask")
+    page.locator("#what-texts").get_by_text("on its own noise").wait_for()
+    assert page.locator("#what-texts .token-strip").count() == 2
+    wait_for_drawing(page, "plot-counterfactual")
+    page.locator("#what-weights input").click()
+    page.get_by_role("option", name="snapshot of step 0").click()
+    page.click("#what-ask")
+    page.locator("#what-texts").get_by_text("step 0").first.wait_for()
+
+
+def test_a_pasted_text_is_written_again_on_noise_in_hindsight(page: playwright.Page) -> None:
+    open_tab(page, "Rollouts")
+    page.get_by_label("a pasted text").check()
+    page.locator("#what-prompt textarea").fill("1+2=?\n")
+    page.locator("#what-completion textarea").fill(HOSTILE)
+    page.click("#what-ask")
+    page.locator("#what-texts").get_by_text("on noise drawn in hindsight").first.wait_for()
+    assert page.locator("#what-texts .token-strip").count() == 4
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("window.__pwned") is None
 
 
 def test_a_rollout_shows_its_tokens_in_the_colour_asked_for(page: playwright.Page) -> None:

@@ -96,7 +96,7 @@ class ProbesConfig(Section):
     """Cooperative gain from the step's own rollouts."""
     paired_gain_every: int = Field(20, ge=0)
     """Cooperative gain from paired rollouts on the probe set; also on demand."""
-    paired_prompts: int = Field(16, ge=1)
+    paired_prompts: int = Field(12, ge=1)
     """Prompts of the probe set."""
     paired_rollouts: int = Field(8, ge=2)
     """K: rollouts a side for each probe prompt."""

@@ -28,6 +28,7 @@ from workbench.plots.coordinator import (
     singular_values_over_time,
 )
 from workbench.plots.curves import PANELS, Line, Panel, curves, mark_commands, phase_seconds
+from workbench.plots.demonstrations import demonstration_visits
 from workbench.plots.gain import (
     gain_by_prompt,
     gain_heatmap,
@@ -55,6 +56,7 @@ __all__ = [
     "coordinator_ablation",
     "coordinator_norms",
     "curves",
+    "demonstration_visits",
     "demonstrations_over_time",
     "demonstrations_scatter",
     "difference_strip",

@@ -54,7 +54,7 @@ def alignment_over_time(alignment: pd.DataFrame, part: Part = "base") -> go.Figu
     """The overall cosine at each step, with its noise band shaded.
 
     `alignment`: frame "alignment". A filled point left the band: blue agrees, vermilion conflicts.
-    A hollow point lies inside it and says nothing.
+    A hollow point lies inside it and says nothing. Where no band is known a point has no verdict.
     """
     title = f"{_PAIR[part]} over time"
     rows = alignment[(alignment["part"] == part) & (alignment["layer"] == "all")]
@@ -86,13 +86,18 @@ def alignment_over_time(alignment: pd.DataFrame, part: Part = "base") -> go.Figu
             hoverinfo="skip",
         )
     )
+    unknown = rows["noise"].isna()
     inside = rows["cosine"].abs() <= rows["noise"]
+    outside = ~inside & ~unknown
     groups = (
-        ("agree", JOINT, "circle", ~inside & (rows["cosine"] >= 0)),
-        ("conflict", AGAINST, "diamond", ~inside & (rows["cosine"] < 0)),
+        ("agree", JOINT, "circle", outside & (rows["cosine"] >= 0)),
+        ("conflict", AGAINST, "diamond", outside & (rows["cosine"] < 0)),
         ("inside the noise", MUTED, "circle-open", inside),
+        ("no noise band", COORDINATOR, "circle", unknown),
     )
     for name, colour, symbol, mask in groups:
+        if name == "no noise band" and not mask.any():
+            continue
         drawn.add_trace(
             go.Scatter(
                 x=rows["step"][mask].to_numpy(),
@@ -100,13 +105,23 @@ def alignment_over_time(alignment: pd.DataFrame, part: Part = "base") -> go.Figu
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8},
                 name=name,
-                customdata=rows["noise"][mask].to_numpy(),
-                hovertemplate="step %{x}: %{y:.3f}, noise ±%{customdata:.3f}<extra></extra>",
+                text=[_band_text(row) for row in rows[mask].itertuples()],
+                hovertemplate="step %{x}: %{y:.3f}%{text}<extra></extra>",
             )
         )
     drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
     whole_steps(drawn, int(rows["step"].min()), int(rows["step"].max()))
     return drawn
+
+
+def _band_text(row: Any) -> str:
+    """The noise band of a row of frame "alignment", and what it was made of, for a hover box."""
+    if np.isnan(row.noise):
+        return ""
+    if np.isnan(row.dof):  # of a run before the errors had degrees of freedom
+        return f", noise ±{row.noise:.3f} (from two halves)"
+    few = ": few, so the band is wide" if row.dof < 3 else ""
+    return f", noise ±{row.noise:.3f} (95 %, {row.dof:.0f} degrees of freedom{few})"
 
 
 def alignment_heatmap(
@@ -126,7 +141,8 @@ def alignment_heatmap(
     layers = layer_order(list(rows["layer"].unique()))
     steps = sorted(rows["step"].unique())
     cosine = rows.pivot(index="layer", columns="step", values="cosine").reindex(layers)
-    noise = rows.pivot(index="layer", columns="step", values="noise").reindex(layers)
+    rows = rows.assign(band=[_band_text(row) for row in rows.itertuples()])
+    band = rows.pivot(index="layer", columns="step", values="band").reindex(layers)
     z = cosine.to_numpy(dtype=float)
     bound = max(float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 0.0, 0.05)
     drawn = figure(title)
@@ -138,10 +154,8 @@ def alignment_heatmap(
             zmin=-bound,
             zmax=bound,
             colorscale=DIVERGING,
-            customdata=noise.to_numpy(dtype=float),
-            hovertemplate=(
-                "%{y}, step %{x}<br>cosine %{z:.3f}, noise ±%{customdata:.3f}<extra></extra>"
-            ),
+            text=band.to_numpy(),
+            hovertemplate="%{y}, step %{x}<br>cosine %{z:.3f}%{text}<extra></extra>",
             colorbar={"thickness": 10, "title": {"text": "cosine", "side": "right"}},
         )
     )

@@ -164,15 +164,17 @@ def singular_values_over_time(coordinator: pd.DataFrame, module: str) -> go.Figu
 
 
 def logprob_difference(
-    tokens: Sequence[str], difference: Sequence[float], kl: Sequence[float]
+    tokens: Sequence[str],
+    difference: Sequence[float],
+    kl: Sequence[float],
+    title: str = "What the coordinator changes, token by token",
 ) -> go.Figure:
-    """What the coordinator changed at each token of one text.
+    """What the coordinator, or another policy, changes at each token of one text.
 
     `tokens`, `difference` (log π with it − log π without, nats) and `kl` (nats, at the same
     position) have one entry a token: `other.tokens`, `logprob_difference` and `kl` of a
-    CoordinatorEffect. Bars up: the coordinator made the token likelier.
+    CoordinatorEffect. Bars up: the coordinator made the token likelier. Empty `kl`: not measured.
     """
-    title = "What the coordinator changes, token by token"
     if not tokens:
         return empty(title, "Compare two scales to see which tokens the coordinator changes.")
     values = np.asarray(difference, dtype=float)
@@ -190,20 +192,21 @@ def logprob_difference(
             hovertemplate="%{text}: %{y:+.3f} nats<extra></extra>",
         )
     )
-    drawn.add_trace(
-        go.Scatter(
-            x=places,
-            y=np.asarray(kl, dtype=float),
-            mode="lines+markers",
-            line={"color": COORDINATOR, "width": 1.5, "shape": "hvh"},
-            marker={"size": 4},
-            name="KL at the position",
-            text=labels,
-            hovertemplate="%{text}: KL %{y:.3f} nats<extra></extra>",
+    if len(kl):
+        drawn.add_trace(
+            go.Scatter(
+                x=places,
+                y=np.asarray(kl, dtype=float),
+                mode="lines+markers",
+                line={"color": COORDINATOR, "width": 1.5, "shape": "hvh"},
+                marker={"size": 4},
+                name="KL at the position",
+                text=labels,
+                hovertemplate="%{text}: KL %{y:.3f} nats<extra></extra>",
+            )
         )
-    )
     drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
-    drawn.update_layout(showlegend=True, bargap=0.15)
+    drawn.update_layout(showlegend=len(kl) > 0, bargap=0.15)
     if len(tokens) <= 120:
         drawn.update_xaxes(
             tickmode="array", tickvals=places, ticktext=labels, tickangle=0, showgrid=False

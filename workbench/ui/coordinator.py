@@ -73,6 +73,13 @@ def build(session: Session) -> View:
     with gr.Row():
         norms = live_plot(320, "plot-coordinator-norms")
         spectrum = live_plot(320, "plot-singular-values")
+    with gr.Row(equal_height=True):
+        ranks = live_plot(300, "plot-effective-ranks")
+        with gr.Column(scale=1, min_width=400):
+            module = gr.Dropdown(
+                [], label="Singular values over time, of this matrix", elem_id="module"
+            )
+            history = live_plot(230, "plot-singular-history")
 
     with gr.Row():
         ask_dose = gr.Button("Measure the reward at every scale", size="md", elem_id="ask-dose")
@@ -90,7 +97,15 @@ def build(session: Session) -> View:
         updates: Updates = {
             norms: figure_json(plots.coordinator_norms(coordinator)),
             spectrum: figure_json(plots.singular_values(coordinator)),
+            ranks: figure_json(plots.effective_ranks(coordinator)),
         }
+        modules = list(dict.fromkeys(coordinator["module"]))
+        chosen = values[module] or (modules[0] if modules else None)
+        if modules and not values[module]:
+            updates[module] = gr.Dropdown(modules, value=chosen)
+        updates[history] = figure_json(
+            plots.singular_values_over_time(coordinator, chosen or "a matrix")
+        )
         if not values[hinted]:  # what is done on demand says so once, then keeps what it shows
             updates[hinted] = True
             updates[bars] = figure_json(plots.logprob_difference([], [], []))
@@ -133,7 +148,13 @@ def build(session: Session) -> View:
 
     ask_dose.click(told(measure_dose), None, dose, **wire)
     ask_ablation.click(told(measure_ablation), None, ablation, **wire)
-    return View({hinted}, {norms, spectrum, hinted, bars, dose, ablation}, draw)
+    view = View(
+        {hinted, module},
+        {norms, spectrum, ranks, module, history, hinted, bars, dose, ablation},
+        draw,
+    )
+    module.input(draw, view.inputs, view.outputs, show_progress="hidden", api_visibility="private")
+    return view
 
 
 def effects_html(prompt: str, effects: list[CoordinatorEffect]) -> str:

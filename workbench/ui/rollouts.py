@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any
 
 import gradio as gr
@@ -9,7 +10,9 @@ import pandas as pd
 
 from workbench import plots
 from workbench.probes.tokens import token_frame
+from workbench.records import RolloutRow
 from workbench.session import Session
+from workbench.ui.counterfactual import CounterfactualPanel
 from workbench.ui.parts import (
     Column,
     Updates,
@@ -45,6 +48,13 @@ _COLUMNS = [
     Column("policy"),
     Column("group", help="prompts of the step, in the order they were drawn"),
 ]
+_PULLS = [
+    Column("⟨g, g RL⟩", 5, "does this rollout push where all rollouts together push (over θ)?"),
+    Column("cos RL", 3, "cos(g, g RL)"),
+    Column("⟨g, g SFT⟩", 5, "does it push where the demonstrations push (over θ)?"),
+    Column("‖g‖", 4, "size of this rollout's share of the gradient"),
+]
+_PULL_FIELDS = ("rl_alignment", "rl_cosine", "sft_alignment", "grad_norm")
 
 
 def build(session: Session) -> View:
@@ -63,6 +73,7 @@ def build(session: Session) -> View:
     table = live_table(400, "rollout-table")
     selected = gr.State("")
     detail = page(quiet("Click a rollout to see its tokens."), "rollout-detail")
+    other = CounterfactualPanel(session, selected)
 
     def shown(number: int, row_id: str, colouring: plots.Colouring) -> Updates:
         rollouts = session.reader.rollouts(number)
@@ -84,9 +95,11 @@ def build(session: Session) -> View:
         highest = max(highest, last)
         number = last if values[follow] else min(int(values[step]), last)
         slider = gr.Slider(maximum=highest, value=number)
-        return {step: slider} | shown(number, values[selected], values[by])
+        offered = other.draw(values[other.weights])
+        return {step: slider} | offered | shown(number, values[selected], values[by])
 
-    view = View({step, follow, by, selected}, {step, table, selected, detail}, draw)
+    inputs = {step, follow, by, selected, other.weights}
+    view = View(inputs, {step, table, selected, detail, other.weights}, draw)
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def choose_step(values: Values) -> Updates:
@@ -122,6 +135,7 @@ def rollout_table(rollouts: pd.DataFrame | None, selected: str) -> str:
     if rollouts is None or rollouts.empty:
         return table_json(_COLUMNS, [], [], empty)
     groups = {prompt_id: at for at, prompt_id in enumerate(rollouts["prompt_id"].unique(), start=1)}
+    measured = bool(rollouts["grad_norm"].notna().any())  # on a schedule: rollout_alignment_every
     rows = [
         (
             row.prompt.strip(),
@@ -135,10 +149,12 @@ def rollout_table(rollouts: pd.DataFrame | None, selected: str) -> str:
             row.purpose,
             row.policy,
             f"{groups[row.prompt_id]:02d} {row.prompt_id}",
+            *((getattr(row, field) for field in _PULL_FIELDS) if measured else ()),
         )
         for row in rollouts.itertuples()
     ]
-    return table_json(_COLUMNS, rows, _ids(rollouts), empty, selected)
+    columns = [*_COLUMNS, *_PULLS] if measured else _COLUMNS
+    return table_json(columns, rows, _ids(rollouts), empty, selected)
 
 
 def rollout_detail(session: Session, row_id: str, colouring: plots.Colouring) -> str:
@@ -156,6 +172,17 @@ def rollout_detail(session: Session, row_id: str, colouring: plots.Colouring) ->
         f"{row.extracted or 'not found'}, right {row.answer}; advantage "
         f"{row.advantage:+.3f}; {len(row.token_ids)} tokens"
         + ("" if row.finished else ", cut off by the length limit")
+        + _pull(row)
     )
     strip = plots.token_strip(token_frame(row, session.config.training.clip_range), colouring)
     return card(f"Rollout {sequence}", note, row.reward, prompt_block(row.prompt) + strip)
+
+
+def _pull(row: RolloutRow) -> str:
+    """Its inner products with both gradients, where they were measured."""
+    if isnan(row.grad_norm):
+        return ""
+    said = f"; pushes with all rollouts {row.rl_alignment:+.3g} (cosine {row.rl_cosine:+.3f})"
+    if not isnan(row.sft_alignment):
+        said += f", with the demonstrations {row.sft_alignment:+.3g}"
+    return f"{said}, ‖g‖ {row.grad_norm:.3g}"

@@ -11,16 +11,21 @@ import pandas as pd
 
 from workbench import plots
 from workbench.config import Knob
+from workbench.config.sections import ProbesConfig
+from workbench.probes.cost import probe_costs
 from workbench.session import Session
 from workbench.ui.parts import (
+    Column,
     Updates,
     Values,
     View,
     figure_json,
     help_text,
     live_plot,
+    live_table,
     page,
     quiet,
+    table_json,
     told,
 )
 
@@ -31,6 +36,17 @@ HELP = (
     "lines mark what you changed. Drag in a plot to zoom (it stays zoomed), double-click to go "
     "back."
 )
+
+
+_COSTS = [
+    Column("probe", help="what is measured beside training; hover a row for more"),
+    Column("schedule", help="set in the config, see the setting's name; 0 is off"),
+    Column("share of the time", 1, "per cent of the newest 20 steps"),
+    Column("s a step", 3, "mean over the newest 20 steps"),
+    Column("s when due", 3, "mean over those of them that had it"),
+    Column("setting"),
+    Column("what it measures"),
+]
 
 
 def build(session: Session) -> View:
@@ -45,6 +61,7 @@ def build(session: Session) -> View:
         with gr.Column(scale=1, min_width=600):
             figures = _figures()
             seconds = live_plot(250, "plot-seconds")
+            costs = live_table(300, "probe-costs")
     seen_settings = gr.State("")
 
     def draw(values: Values) -> Updates:
@@ -54,6 +71,7 @@ def build(session: Session) -> View:
             plot: figure_json(plots.curves(metrics, name, live)) for name, plot in figures.items()
         }
         updates[seconds] = figure_json(plots.phase_seconds(metrics))
+        updates[costs] = cost_table(metrics, session.config.probes)
         updates[findings] = findings_html(session.frame("findings"))
         settings = repr([session.config.get(knob.name) for knob in session.knobs])
         if settings != values[seen_settings]:  # else: leave what is being typed
@@ -62,7 +80,7 @@ def build(session: Session) -> View:
                 updates[knobs[knob.name]] = session.config.get(knob.name)
         return updates
 
-    outputs = {*figures.values(), seconds, findings, seen_settings, *knobs.values()}
+    outputs = {*figures.values(), seconds, costs, findings, seen_settings, *knobs.values()}
     return View({seen_settings}, outputs, draw)
 
 
@@ -191,3 +209,22 @@ def findings_html(findings: pd.DataFrame) -> str:
             f"<small>{html.escape(row.severity)}, step {row.step}{past}</small></li>"
         )
     return f'<ul class="wb-findings">{"".join(rows)}</ul>'
+
+
+def cost_table(metrics: pd.DataFrame, schedule: ProbesConfig) -> str:
+    """What each probe takes of a step, the dearest first, as a live table takes it."""
+    fields = ProbesConfig.model_fields
+    found = probe_costs(metrics, schedule)
+    rows = [
+        (
+            row.probe.replace("_", " "),
+            {0: "off", 1: "every step"}.get(row.every, f"every {row.every} steps"),
+            100 * row.share,
+            row.a_step,
+            row.when_due,
+            row.setting,
+            fields[row.setting].description or "",
+        )
+        for row in found.itertuples()
+    ]
+    return table_json(_COSTS, rows, list(found["probe"]), "")

@@ -1,0 +1,43 @@
+"""What each probe costs a run, from its own metrics; no model, no run folder."""
+
+from __future__ import annotations
+
+from math import nan
+
+import pandas as pd
+
+from workbench.config.sections import ProbesConfig
+from workbench.records import PROBES
+
+COLUMNS = ("probe", "setting", "every", "when_due", "a_step", "share")
+"""Columns of `probe_costs`."""
+
+
+def probe_costs(metrics: pd.DataFrame, schedule: ProbesConfig, last: int = 20) -> pd.DataFrame:
+    """One row a probe, the dearest first, over the newest `last` steps.
+
+    metrics: the frame of that name. Columns:
+        probe: as in 'seconds/probe/<probe>'; setting: the one with its schedule.
+        every: steps between two, 0: off. As the config has it, whatever the steps shown had.
+        when_due: mean seconds of the steps that had it; NaN without one.
+        a_step: its seconds over all steps shown, per step.
+        share: of those steps' whole time, 0 to 1. All probes' shares and training's add up to 1.
+    """
+    newest = metrics.tail(last)
+    whole = newest["seconds/total"].sum() if "seconds/total" in newest else nan
+    rows = []
+    for probe, setting in PROBES.items():
+        name = f"seconds/probe/{probe}"
+        seconds = newest[name].dropna() if name in newest else pd.Series(dtype="float64")
+        rows.append(
+            (
+                probe,
+                setting,
+                getattr(schedule, setting),
+                seconds.mean() if len(seconds) else nan,
+                seconds.sum() / len(newest) if len(newest) else nan,
+                seconds.sum() / whole if whole > 0 else nan,
+            )
+        )
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)

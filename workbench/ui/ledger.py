@@ -1,0 +1,189 @@
+"""The demonstration ledger in the tab Gradient alignment: rank, read, set aside, export."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from workbench import plots
+from workbench.probes.ledger import suspects
+from workbench.session import Session
+from workbench.ui.parts import (
+    Column,
+    Updates,
+    card,
+    figure_json,
+    help_text,
+    live_plot,
+    live_table,
+    page,
+    prompt_block,
+    quiet,
+    table_json,
+    told,
+)
+
+HELP = (
+    "<b>The ledger</b>: what each demonstration has done over all its visits. Its contribution is "
+    "the sum of its inner products with the RL gradient, ± the standard error of that sum: a "
+    "demonstration that lies clear below zero has pushed against RL time and again. The score "
+    "ranks suspects, the highest first. Set one aside and later steps draw others; it can be "
+    "taken back."
+)
+_COLUMNS = [
+    Column("rank", 0, "1 is the most suspect"),
+    Column("demonstration"),
+    Column("prompt"),
+    Column("solution"),
+    Column("visits", 0, "times it was drawn"),
+    Column("contribution", 4, "sum over visits of ⟨g, g RL⟩ over θ: above zero pushes with RL"),
+    Column("± SE", 4, "standard error of that sum, from the spread over visits; – with one visit"),
+    Column("cosine", 3, "mean over visits of cos(g, g RL)"),
+    Column("score", 3, "how suspect it is, higher is more"),
+    Column("loss", 3, "nats a token, at the newest visit"),
+    Column("loss drop", 3, "since the first visit"),
+    Column("‖g‖", 3, "mean over visits"),
+    Column("last visit", 0, "step"),
+    Column("set aside"),
+]
+_SAVE = """(text) => {
+  if (!text) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
+  link.download = "suspects.jsonl";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}"""
+"""The browser saves what it is given as a file."""
+
+
+class LedgerView:
+    """The components of the ledger, which the tab updates."""
+
+    def __init__(self, session: Session, reveal: Any, scatter: Any) -> None:
+        """Lay it out and wire it; `scatter` is a figure whose points are demonstrations."""
+        self.session = session
+        help_text(HELP)
+        with gr.Row(equal_height=True):
+            count = gr.Number(
+                20, label="How many suspects", precision=0, minimum=1, elem_id="suspects", scale=0
+            )
+            export = gr.Button("Export them as JSONL", size="md", elem_id="export-suspects")
+            all_aside = gr.Button("Set them aside", size="md", elem_id="suspects-aside")
+        saved = gr.Textbox(visible=False)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=560):
+                self.table = live_table(420, "demonstration-table")
+            with gr.Column(scale=2, min_width=380):
+                self.detail = page(
+                    quiet("Click a demonstration to read it."), "demonstration-detail"
+                )
+                self.picked = gr.State("")
+                with gr.Row(visible=False) as decide:
+                    aside = gr.Button("Set it aside", size="md", elem_id="set-aside")
+                    back = gr.Button("Take it back", size="md", elem_id="take-back")
+                self.visits = live_plot(300, "plot-visits")
+        quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+        def pick(show_quality: bool, event: gr.EventData) -> Updates:
+            return self.shown(event.value, show_quality) | {
+                self.picked: event.value,
+                decide: gr.Row(visible=True),
+            }
+
+        outputs = [self.detail, self.visits, self.picked, decide]
+        for source in (scatter, self.table):
+            source.pick(told(pick), reveal, outputs, **quietly)
+
+        def change(name: str) -> Any:
+            def act(picked: str, show_quality: bool) -> Updates:
+                getattr(session, name)(picked)
+                return self.draw(picked, show_quality)
+
+            return told(act)
+
+        outputs = [self.detail, self.visits, self.table]
+        aside.click(change("set_aside"), [self.picked, reveal], outputs, **quietly)
+        back.click(change("take_back"), [self.picked, reveal], outputs, **quietly)
+
+        def set_suspects_aside(n: float, picked: str, show_quality: bool) -> Updates:
+            ids = list(suspects(session.ledger(), int(n))["demonstration_id"])
+            session.set_aside(ids)
+            gr.Info(f"{len(ids)} demonstrations are set aside from the next step on.")
+            return self.draw(picked, show_quality)
+
+        all_aside.click(told(set_suspects_aside), [count, self.picked, reveal], outputs, **quietly)
+
+        def exported(n: float) -> str:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "suspects.jsonl"
+                if session.export_suspects(file, int(n)) == 0:
+                    raise ValueError("No demonstration has a score yet: take a step first.")
+                return file.read_text(encoding="utf-8")
+
+        export.click(told(exported), count, saved, **quietly).success(None, saved, js=_SAVE)
+
+    def draw(self, picked: str, show_quality: bool) -> Updates:
+        """The table, and the demonstration that was picked, for what the run holds now."""
+        aside = set(self.session.config.get("set_aside"))
+        updates: Updates = {self.table: ledger_table(self.session.ledger(), aside, show_quality)}
+        return updates | self.shown(picked, show_quality)
+
+    def shown(self, picked: str, show_quality: bool) -> Updates:
+        """One demonstration's text and visits."""
+        figure = plots.demonstration_visits(self.session.frame("demonstrations"), picked)
+        updates: Updates = {self.visits: figure_json(figure)}
+        if picked:
+            updates[self.detail] = demonstration_detail(self.session, picked, show_quality)
+        return updates
+
+
+def ledger_table(ledger: pd.DataFrame, aside: set[str], show_quality: bool) -> str:
+    """`Session.ledger()` as a live table takes it, the most suspect first."""
+    rows = [
+        (
+            row.rank,
+            row.demonstration_id,
+            row.prompt.strip(),
+            row.solution,
+            row.visits,
+            row.contribution,
+            row.standard_error * row.measured,
+            row.cosine,
+            row.score,
+            row.loss,
+            row.loss_drop,
+            row.grad_norm,
+            row.last_step,
+            "yes" if row.demonstration_id in aside else "",
+            *([row.quality] if show_quality else []),
+        )
+        for row in ledger.itertuples()
+    ]
+    columns = [*_COLUMNS, Column("quality")] if show_quality else _COLUMNS
+    empty = "No demonstration has been measured yet: it comes with each step (alignment_every)."
+    return table_json(columns, rows, list(ledger["demonstration_id"]), empty)
+
+
+def demonstration_detail(session: Session, demonstration_id: str, show_quality: bool) -> str:
+    """One demonstration, with its numbers at its newest visit, as HTML."""
+    visits = session.frame("demonstrations")
+    visits = visits[visits["demonstration_id"] == demonstration_id]
+    if visits.empty:
+        return quiet("The visits of that demonstration were undone by a rewind; click another.")
+    row = visits.sort_values("step", kind="stable").iloc[-1]
+    note = (
+        f"step {row['step']}: inner product with RL {row['rl_alignment']:+.3g}, "
+        f"cosine {row['rl_cosine']:+.3f}, loss {row['loss']:.3f} nats a token, "
+        f"{row['n_tokens']} tokens, over w {row['rl_alignment_coordinator']:+.3g}"
+    )
+    if show_quality:
+        note += f", hidden quality: {row['quality']}"
+    if demonstration_id in session.config.get("set_aside"):
+        note += "; set aside: no step draws it"
+    body = prompt_block(row["prompt"]) + prompt_block(row["solution"])
+    return card(demonstration_id, note, None, body)
