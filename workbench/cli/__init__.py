@@ -1,0 +1,1 @@
+"""Commands of `python -m workbench` in files of their own: `add` declares one, `run` does it."""

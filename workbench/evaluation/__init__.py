@@ -1,0 +1,16 @@
+"""Evaluation of a run's policies, or of any model, on sets of problems; see `evaluate`."""
+
+from workbench.evaluation.evaluate import Evaluation, evaluate
+from workbench.evaluation.sets import NAMED, EvaluationSet, load_set
+from workbench.evaluation.subjects import POLICIES, Subject, open_subjects
+
+__all__ = [
+    "Evaluation",
+    "EvaluationSet",
+    "NAMED",
+    "POLICIES",
+    "Subject",
+    "evaluate",
+    "load_set",
+    "open_subjects",
+]
