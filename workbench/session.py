@@ -255,8 +255,21 @@ class Session(Looking):
             raise SessionError(f"{name}: the run is going; pause it first")
 
     def save(self) -> Path:
-        """Write a snapshot now; returns its folder."""
+        """Write a snapshot now; returns its folder. Raises RunFolderError: disk full, no budget."""
         return self._worker.post("save", "change", self._worker.engine.save)
+
+    def pin(self, step: int) -> None:
+        """Keep the snapshot of a step, whatever `keep_last` and `snapshot_budget_mb` say.
+
+        Until `unpin`, or until a rewind goes back before it. Raises RunFolderError where there is
+        no snapshot of that step; `s.reader.snapshots()` lists them.
+        """
+        self._worker.post("pin", "change", lambda: self._worker.engine.store.pin(step), step=step)
+
+    def unpin(self, step: int) -> None:
+        """Let the snapshot of a step go when its time comes. Raises RunFolderError: not pinned."""
+        unpin = self._worker.engine.store.unpin
+        self._worker.post("unpin", "change", lambda: unpin(step), step=step)
 
     def export(self, path: str | Path) -> None:
         """Write the joint policy as one plain transformers model, coordinator merged in."""
