@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import Parameter
 from transformers import GenerationConfig, PreTrainedModel
 
-from workbench.config import ModelConfig
+from workbench.config import ConfigError, ModelConfig
 from workbench.models import (
     encode_completion,
     encode_prompt,
@@ -31,6 +31,7 @@ from workbench.models import (
     resolve_device,
     token_pieces,
 )
+from workbench.placement import DTYPES, ForwardSettings, Offloading
 
 PolicyName = Literal["joint", "baseline", "reference"]
 
@@ -81,9 +82,14 @@ class Policy:
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.model_config = model.config
         self.reference: PreTrainedModel | None = None
-        if reference:
+        if reference and config.reference == "start":
             self.reference = copy.deepcopy(model).requires_grad_(False)
+            self.reference.to(DTYPES[config.reference_dtype])
+            ForwardSettings(self.reference, config, self.device)
         twin = copy.deepcopy(model) if baseline else None
+        for trained in (model, twin):
+            if trained is not None:
+                ForwardSettings(trained, config, self.device)
         self.model = self._wrap(model, seed)
         self.base, self.coordinator = _split(self.model)
         self.baseline: PeftModel | None = None
@@ -92,20 +98,31 @@ class Policy:
             self.baseline = self._wrap(twin, seed)
             self._share_coordinator()
             self.baseline_base, _ = _split(self.baseline)
+        waiting = {"reference": self.reference, "baseline": self.baseline}
+        self._offloading = Offloading(
+            {n: m for n, m in waiting.items() if m is not None and n in config.offload},
+            self.device,
+        )
 
     def _wrap(self, model: PreTrainedModel, seed: int) -> PeftModel:
         lora = LoraConfig(
             r=self.config.lora_rank,
             lora_alpha=self.config.lora_alpha,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=list(self.config.lora_targets) or "all-linear",
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.config.path,
         )
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fan_in_fan_out of GPT-2's Conv1D
             torch.manual_seed(seed)  # peft draws A from the global state only
-            wrapped = get_peft_model(model, lora)
+            try:
+                wrapped = get_peft_model(model, lora)
+            except ValueError as error:
+                if not self.config.lora_targets:
+                    raise
+                reason = " ".join(str(error).split())[:120]
+                raise ConfigError(f"model.lora_targets: {reason}") from None
         wrapped.requires_grad_(True)  # get_peft_model freezes the base; θ is trained in full
         return wrapped.eval()  # type: ignore[return-value]
 
@@ -121,10 +138,14 @@ class Policy:
                 twin.lora_B["default"].weight = module.lora_B["default"].weight  # type: ignore[index]
 
     def of(self, name: PolicyName) -> nn.Module:
-        """The module of a policy. Raises ValueError where this run does not hold it."""
+        """The module of a policy, brought to the device if it was offloaded, until the next one.
+
+        Raises ValueError where this run does not hold it.
+        """
         module = {"joint": self.model, "baseline": self.baseline, "reference": self.reference}[name]
         if module is None:
             raise ValueError(f"policy: this run keeps no {name} policy")
+        self._offloading.bring(name)
         return module
 
     def before_forward(self, check: Callable[[], None]) -> None:

@@ -31,6 +31,18 @@ class ModelConfig(Section):
     """Rank r of the coordinator. [paper]"""
     lora_alpha: float = Field(16.0, gt=0)
     """The coordinator's scale is alpha / r. [paper]"""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that have a coordinator, e.g. ["q_proj"]; empty: all. [infer]"""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of forward and backward passes (autocast); weights and optimizers are float32. [ours]"""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping them: a third more time."""
+    reference: Literal["start", "none"] = "start"
+    """The frozen policy that the KL is taken to: the model at the start, or none (then no KL)."""
+    reference_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the reference's weights; bfloat16 halves them and rounds its log-probs."""
+    offload: tuple[Literal["reference", "baseline"], ...] = ()
+    """Parts whose weights wait on the CPU when not in use; θ̂'s optimizer then stays there too."""
 
 
 class TrainingConfig(MethodSettings):

@@ -175,6 +175,8 @@ def _rollout_metrics(m: Measured, batch: RolloutBatch, rl: RLPass, config: RunCo
         **batch.rollouts.metrics,
         **reward_metrics(batch.scores_N),
     }
+    if batch.reference_logprobs_NC is None:
+        del m.metrics["kl"]
 
 
 def _baseline(m: Measured, step: int, config: RunConfig, passes: Passes) -> None:

@@ -1,0 +1,160 @@
+"""Autocast, checkpointing, LoRA targets, no reference, offloading: the step stays what it is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.tiny import (
+    ChanceTask,
+    float64_everywhere,
+    make_policy,
+    save_tiny_llama,
+    small_config,
+    to_float64,
+)
+from workbench.config import ConfigError, RunConfig
+from workbench.policy import Policy
+from workbench.records import StepRecord
+from workbench.sampling import completion_logits, pack, sample, token_logprobs
+from workbench.training.trainer import Trainer
+
+MEASURED = {"alignment_every": 1, "rollout_alignment_every": 1, "token_views_every": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+def two_steps(config: RunConfig, double: bool = False) -> tuple[Policy, list[StepRecord]]:
+    policy = make_policy(config)
+    if double:
+        to_float64(policy)
+    trainer = Trainer(config, policy, ChanceTask())
+    return policy, [trainer.step(1), trainer.step(2)]
+
+
+def numbers(record: StepRecord) -> dict[str, float]:
+    return {k: v for k, v in record.metrics.items() if not k.startswith("seconds/")}
+
+
+def test_checkpointed_layers_give_the_same_steps(model: Path) -> None:
+    with float64_everywhere():
+        config = small_config(model, **MEASURED)
+        plain, first = two_steps(config, double=True)
+        again, second = two_steps(config.with_changes(gradient_checkpointing=True), double=True)
+    for a, b in zip(first, second, strict=True):
+        assert numbers(a) == pytest.approx(numbers(b), rel=1e-9, abs=1e-12)
+        assert [row.token_ids for row in a.rollouts] == [row.token_ids for row in b.rollouts]
+        for own, other in zip(a.demonstrations, b.demonstrations, strict=True):
+            assert own.rl_alignment == pytest.approx(other.rl_alignment, rel=1e-9)
+    for parts in ("base", "baseline_base", "coordinator"):
+        for name, parameter in getattr(plain, parts).items():
+            assert torch.equal(parameter, getattr(again, parts)[name]), (parts, name)
+
+
+def test_checkpointing_keeps_fewer_activations(model: Path) -> None:
+    kept = {}
+    for on in (False, True):
+        policy = make_policy(small_config(model, gradient_checkpointing=on))
+        batch = pack([[5, 6, 7]] * 4, [[8] * 20] * 4, policy.pad_id)
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            token_logprobs(completion_logits(policy.model, batch), batch)
+        kept[on] = sum(sizes)
+    assert kept[True] < 0.6 * kept[False]
+
+
+def test_generation_is_the_same_with_checkpointing(model: Path) -> None:
+    texts = []
+    for on in (False, True):
+        policy = make_policy(small_config(model, gradient_checkpointing=on))
+        batch = pack([[5, 6]], [[7, 8]], policy.pad_id)
+        completion_logits(policy.model, batch).sum().backward()  # layers are told to train here
+        done = sample(
+            policy.model,
+            policy.tokenizer,
+            [[5, 6, 7], [9, 4]],
+            noise=None,
+            sequences=[0, 1],
+            end_ids=policy.end_ids,
+            max_new_tokens=12,
+        )
+        texts.append(done.token_ids)
+    assert texts[0] == texts[1]
+
+
+def test_bf16_computes_near_float32_and_leaves_the_weights_float32(model: Path) -> None:
+    config = small_config(model)
+    exact, rounded = make_policy(config), make_policy(config.with_changes(compute_dtype="bfloat16"))
+    batch = pack([[5, 6, 7], [8]], [[9, 10, 4], [11, 3, 12]], exact.pad_id)
+    found = []
+    for policy in (exact, rounded):
+        logits = completion_logits(policy.model, batch)
+        assert logits.dtype == torch.float32
+        objective = token_logprobs(logits, batch).sum()
+        parameters = [*policy.base.values(), *policy.coordinator.values()]
+        found.append(torch.autograd.grad(objective, parameters, allow_unused=True))
+        assert all(p.dtype == torch.float32 for p in parameters)
+    a, b = (torch.cat([g.flatten() for g in side if g is not None]) for side in found)
+    assert not torch.equal(a, b)  # it did compute in bf16
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.995
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_an_error_in_a_pass_leaves_no_autocast_behind(model: Path) -> None:
+    policy = make_policy(small_config(model, compute_dtype="bfloat16"))
+    batch = pack([[5]], [[6]], policy.pad_id)
+    wrong = replace(batch, input_ids=batch.input_ids + 10_000)
+    with pytest.raises(IndexError):
+        completion_logits(policy.model, wrong)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_the_coordinator_sits_on_the_targets_alone(model: Path) -> None:
+    policy = make_policy(small_config(model, lora_targets=["q_proj", "v_proj"]))
+    assert {name.rsplit(".", 2)[-2] for name in policy.coordinator} == {"q_proj", "v_proj"}
+    with pytest.raises(ConfigError, match="model.lora_targets: .*no_proj"):
+        make_policy(small_config(model, lora_targets=["no_proj"]))
+
+
+def test_without_a_reference_there_is_no_kl(model: Path) -> None:
+    policy, records = two_steps(small_config(model, reference="none"))
+    assert policy.reference is None
+    assert "kl" not in records[0].metrics
+    without_kl, zero = two_steps(small_config(model, kl_coef=0.0))
+    for name, parameter in policy.base.items():
+        assert torch.equal(parameter, without_kl.base[name])
+    assert all(row.reference_logprob == [] for row in records[0].rollouts)
+
+
+def test_a_reference_in_bf16_is_half_as_large_and_near(model: Path) -> None:
+    exact = make_policy(small_config(model))
+    half = make_policy(small_config(model, reference_dtype="bfloat16"))
+    batch = pack([[5, 6, 7]], [[9, 10, 4]], exact.pad_id)
+    with torch.no_grad():
+        a = completion_logits(exact.of("reference"), batch)
+        b = completion_logits(half.of("reference"), batch)
+    assert {p.dtype for p in half.of("reference").parameters()} == {torch.bfloat16}
+    assert torch.allclose(a, b, atol=0.05 * float(a.abs().max()))
+
+
+def test_offloading_changes_no_number(model: Path) -> None:
+    config = small_config(model, **MEASURED)
+    plain, first = two_steps(config)
+    waiting, second = two_steps(config.with_changes(offload=["reference", "baseline"]))
+    for a, b in zip(first, second, strict=True):
+        assert numbers(a) == numbers(b)
+    for name, parameter in plain.baseline_base.items():
+        assert torch.equal(parameter, waiting.baseline_base[name])
+    assert waiting.baseline is not None
+    for name, w in waiting.coordinator.items():  # still one and the same in both policies
+        shared = dict(waiting.baseline.named_parameters())
+        assert any(w is p for p in shared.values()), name
