@@ -9,6 +9,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from workbench.config import ConfigError, ModelConfig, RunConfig
 from workbench.policy import Policy
 from workbench.records import PHASES, CommandRow, Finding, StepRecord
 from workbench.store import RunFolderError, RunStore, Snapshot, open_run
-from workbench.tasks import make_task
-from workbench.training.methods import METHODS
+from workbench.tasks import PreparedTask, make_task
+from workbench.tasks.problem import Task
+from workbench.training.methods import make_method
 from workbench.training.trainer import Control, Trainer
 
 BASE = "base/model.safetensors"
@@ -37,10 +39,35 @@ PHASE_SECONDS = {f"seconds/{phase}" for phase in PHASES}
 CHANGES = ("set", "set_aside", "take_back")
 """Commands that change the config in force; time travel carries them out again."""
 
+Again = Callable[[int, int, str], None]
+"""Called with a step that is executed again, the last such step, and the phase about to begin.
+
+It may raise to break the travel off."""
 Different = dict[str, list[float]]
 """Metrics that differ, by name: recorded and now."""
 Differs = Callable[[int, Different], None]
 """Called with a step that gave other numbers than it is recorded with."""
+
+
+def new_policy(config: RunConfig) -> Policy:
+    """The starting policy with what its method needs. Raises ConfigError if it cannot be had."""
+    method, tracked = make_method(config), config.training.track_baseline
+    return Policy(
+        config.model,
+        config.seed,
+        baseline=method.baseline or tracked,
+        reference=method.rollouts or tracked,
+    )
+
+
+def trainable_task(config: RunConfig, policy: Policy) -> Task:
+    """The task. Raises ConfigError where it cannot be had or has nothing to train on."""
+    task = make_task(config.task)
+    if not task.problems("train"):
+        raise ConfigError("task: there are no training prompts")
+    if isinstance(task, PreparedTask):
+        task.limit(policy.encode_prompt, policy.encode_completion)
+    return task
 
 
 class Engine:
@@ -50,13 +77,9 @@ class Engine:
         """Load the model and the task. Raises ConfigError where either cannot be had."""
         self.store = store
         self.config = config
-        method = METHODS[config.method]
-        self.task = make_task(config.task)
-        if not self.task.problems("train"):
-            raise ConfigError("task: there are no training prompts")
-        self.policy = Policy(
-            config.model, config.seed, baseline=method.baseline, reference=method.rollouts
-        )
+        method = make_method(config)
+        self.policy = new_policy(config)
+        self.task = trainable_task(config, self.policy)
         self.trainer = Trainer(config, self.policy, self.task)
         if method.demonstrations:
             self._check_aside("set_aside", config.training.set_aside, config)
@@ -66,9 +89,13 @@ class Engine:
 
     # --- stepping ---------------------------------------------------------------------------
 
+    def make(self, number: int, control: Control) -> StepRecord:
+        """Execute step `number` from the present state and apply its update; nothing is stored."""
+        return self.trainer.step(number, control)
+
     def step(self, control: Control) -> StepRecord:
         """Run the next step and store its record; a snapshot too, where one is due."""
-        record = self.trainer.step(self.step_number + 1, control)
+        record = self.make(self.step_number + 1, control)
         started = time.perf_counter()
         self.store.append(record)
         self.step_number = record.step
@@ -96,7 +123,7 @@ class Engine:
         self.use(changed)
 
     def _check_aside(self, name: str, ids: Collection[str], changed: RunConfig) -> None:
-        if not METHODS[changed.method].demonstrations:
+        if not make_method(changed).demonstrations:
             raise ConfigError(f"{name}: method {changed.method!r} draws no demonstrations")
         known = {d.id for d in self.task.demonstrations()}
         unknown = sorted(set(ids) - known)
@@ -162,12 +189,27 @@ class Engine:
         other.trainer = Trainer(self.config, other.policy, self.task)
         return other
 
-    def travel(self, to_step: int, control: Control, differs: Differs | None = None) -> None:
+    def change(self, config: RunConfig, again: Again) -> None:
+        """Turn a scratch into what a fork with this config starts as."""
+        here, arrays = self.snapshot(), self.trainer.optimizer_arrays()
+        if config.method != self.config.method:
+            self.policy = new_policy(config)
+            self.policy.before_forward(lambda: again(self.step_number, self.step_number, ""))
+            load_weights(self.policy, here)
+        if config.task != self.config.task:
+            self.task = trainable_task(config, self.policy)
+        self.config = config
+        self.trainer = Trainer(config, self.policy, self.task)
+        self.trainer.load_optimizer_arrays(arrays)
+
+    def travel(self, to_step: int, again: Again, differs: Differs | None = None) -> int:
         """Bring the state to the end of `to_step`: nearest snapshot, then re-executed up to it.
 
+        Returns the snapshot's step.
+
         Live settings are changed, and demonstrations set aside, again where the history says so.
-        `control` is told the step with each phase. Where a re-executed step's metrics differ from
-        the recorded ones `differs` is called; by default a finding says which.
+        Where a re-executed step's metrics differ from the recorded ones `differs` is called; by
+        default a finding says which.
         """
         nearest = max(s for s in self.store.snapshot_steps() if s <= to_step)
         self.restore(self.store.load_snapshot(nearest))
@@ -178,17 +220,17 @@ class Engine:
                 if row.step == number:
                     self.use(_changed(self.config, row))
             if number < to_step:
-                told = _telling(f"step {number + 1} of {to_step} again, ", control)
-                record = self.trainer.step(number + 1, told)
+                record = self.make(number + 1, partial(again, number + 1, to_step))
                 self.step_number = number + 1
                 different = different_metrics(self.recorded(record.step).metrics, record.metrics)
                 if different:
                     (differs or self._warn)(record.step, different)
+        return nearest
 
-    def catch_up(self, control: Control) -> None:
+    def catch_up(self, again: Again) -> None:
         """Bring memory back to the end of the last recorded step, where a fault parted them."""
         if not self.in_step:
-            self.travel(self.store.last_step(), control)
+            self.travel(self.store.last_step(), again)
             self.in_step = True
 
     def recorded(self, step: int) -> StepRecord:
@@ -209,18 +251,18 @@ class Engine:
             )
         )
 
-    def rewind(self, to_step: int, control: Control) -> None:
+    def rewind(self, to_step: int, again: Again) -> None:
         """Go back to the end of `to_step`; later rows stay in the folder, superseded."""
         self._check_reachable(to_step)
         here = self.snapshot()
         try:
-            self.travel(to_step, control)
+            self.travel(to_step, again)
             self.store.rewind(to_step)
         except BaseException:
             self.restore(here)
             raise
 
-    def fork(self, path: Path, at_step: int, changes: dict[str, Any], control: Control) -> None:
+    def fork(self, path: Path, at_step: int, changes: dict[str, Any], again: Again) -> None:
         """Make a new run folder that starts at the end of `at_step` with settings changed.
 
         The present state is put back before this returns. Raises ConfigError, RunFolderError.
@@ -230,7 +272,7 @@ class Engine:
         here = self.snapshot()
         try:
             if at_step != self.step_number:
-                self.travel(at_step, control)
+                self.travel(at_step, again)
             config = self.changed_config(changes)
             start = self.snapshot()
             start.state["config"] = config.model_dump(mode="json")
@@ -269,10 +311,6 @@ class Engine:
         """Write the joint policy as one plain model that needs neither peft nor this project."""
         self.policy.merged().save_pretrained(path)
         self.policy.tokenizer.save_pretrained(path)
-
-
-def _telling(before: str, control: Control) -> Control:
-    return lambda phase: control(before + phase)
 
 
 def different_metrics(recorded: dict[str, float], now: dict[str, float]) -> Different:

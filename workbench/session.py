@@ -25,6 +25,7 @@ from workbench.looking import Looking
 from workbench.probes.ledger import ledger, suspects
 from workbench.records import StepRecord
 from workbench.store import Run, RunStore, open_run
+from workbench.travelling import Travelling
 from workbench.worker import Progress, SessionError, State, Worker
 
 
@@ -48,7 +49,7 @@ class _Resume:
         return owner.open if session is None else session.go_on
 
 
-class Session(Looking):
+class Session(Looking, Travelling):
     """A run in progress."""
 
     resume = _Resume()
@@ -231,7 +232,7 @@ class Session(Looking):
 
     def _rewind(self, step: int) -> None:
         self._must_stand("rewind")
-        self._worker.engine.rewind(step, self._worker.check)
+        self._worker.engine.rewind(step, self._worker.again)
         self._worker.last_record = None  # superseded
 
     def fork(self, run_dir: str | Path, step: int | None = None, **changes: Any) -> Session:
@@ -245,7 +246,7 @@ class Session(Looking):
         def work() -> None:
             self._must_stand("fork")
             at = self.step_number if step is None else step
-            self._worker.engine.fork(path, at, plain, self._worker.check)
+            self._worker.engine.fork(path, at, plain, self._worker.again)
 
         self._worker.post("fork", "change", work, run_dir=str(run_dir), step=step, **plain)
         return Session.open(path)

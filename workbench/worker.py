@@ -158,15 +158,17 @@ class Worker:
 
     # --- commands, in the worker ------------------------------------------------------------
 
-    def check(self, doing: str = "") -> None:
-        """Say how far the command under way is. Raises BrokenOff where it has to stop."""
+    def check(self) -> None:
+        """Raises BrokenOff where the look or change under way has to stop."""
         command = self._current
-        if command is None:
-            return
-        if command.broken_by:
+        if command is not None and command.broken_by:
             raise BrokenOff(f"{command.name}: broken off by {command.broken_by}; nothing changed")
-        if doing:
-            self._doing = f"{command.name}: {doing}"
+
+    def again(self, step: int, last: int, phase: str) -> None:
+        """The control point of steps that are executed again; see `engine.Again`."""
+        self.check()
+        if self._current is not None:
+            self._doing = f"{self._current.name}: step {step} of {last} again, {phase}"
             self._tell()
 
     def _go(self, name: str, steps: int | None) -> None:
@@ -202,7 +204,7 @@ class Worker:
             with self._under_way(Command("resume", "change", lambda: None, {}, Future())):
                 self.check()
                 if store.snapshot_steps():
-                    self.engine.travel(store.last_step(), self.check)
+                    self.engine.travel(store.last_step(), self.again)
                 else:
                     self.engine.save()  # step 0: every rewind can start here
             store.set_status("idle")
@@ -266,7 +268,7 @@ class Worker:
                 result = command.action()
             else:
                 with self._under_way(command):
-                    self.engine.catch_up(self.check)
+                    self.engine.catch_up(self.again)
                     result = command.action()
         except BaseException as error:
             outcome, failure = f"{type(error).__name__}: {error}", error
@@ -295,7 +297,7 @@ class Worker:
     def _one_step(self) -> None:
         started = time.monotonic()
         try:
-            self.engine.catch_up(self.check)
+            self.engine.catch_up(self.again)
             record = self.engine.step(self._control)
         except _Abandon:
             self._phase = ""
