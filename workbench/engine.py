@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from workbench.config import ConfigError, ModelConfig, RunConfig
+from workbench.diagnosis import RunWatch, signs
 from workbench.policy import Policy
 from workbench.records import PHASES, CommandRow, Finding, StepRecord
-from workbench.store import RunFolderError, RunStore, Snapshot, open_run
+from workbench.store import BudgetError, RunFolderError, RunStore, Snapshot, open_run
 from workbench.tasks import PreparedTask, make_task
 from workbench.tasks.problem import Task
 from workbench.training.methods import make_method
@@ -27,7 +28,8 @@ from workbench.training.trainer import Control, Trainer
 BASE = "base/model.safetensors"
 BASELINE = "baseline/model.safetensors"
 COORDINATOR = "coordinator/adapter_model.safetensors"
-OPTIMIZERS = "optimizers.safetensors"
+OPTIMIZERS = "optimizers"
+"""How the files with optimizer states begin: one for each part, so that a still one is shared."""
 
 FIXED = {"model", *ModelConfig.model_fields}
 """Settings a fork cannot change: the snapshot's tensors have their shape."""
@@ -86,21 +88,37 @@ class Engine:
         self.step_number = 0
         self.in_step = True
         """Whether memory is the end of the folder's last step; a fault may have parted them."""
+        self.alarms: list[Finding] = []
+        """Findings of the last step whose policy is to pause."""
+        self._watch = RunWatch(store)
+        self.snapshot_ended: Callable[[], None] = lambda: None
+        """Called in another thread when a snapshot that `step` began is written."""
+        self._over_budget = False  # whether that was said already
+        said = set(open_run(store.path).frame("findings")["message"]) if store.damage else set()
+        for line in sorted(set(store.damage) - said):
+            self._warn(store.last_step(), "run_folder", line, {}, "", "critical")
 
     # --- stepping ---------------------------------------------------------------------------
 
     def make(self, number: int, control: Control) -> StepRecord:
         """Execute step `number` from the present state and apply its update; nothing is stored."""
-        return self.trainer.step(number, control)
+        record = self.trainer.step(number, control)
+        record.metrics.update(signs(record.rollouts, self.config.training.clip_range))
+        return record
 
     def step(self, control: Control) -> StepRecord:
-        """Run the next step and store its record; a snapshot too, where one is due."""
+        """Run the next step and store its record; begin a snapshot too, where one is due.
+
+        Raises RunFolderError where the folder could not be written; what was recorded stands.
+        """
         record = self.make(self.step_number + 1, control)
         started = time.perf_counter()
+        self.in_step = False
         self.store.append(record)
-        self.step_number = record.step
+        self.step_number, self.in_step = record.step, True
         if record.step % self.config.snapshots.snapshot_every == 0:
-            self.save()
+            self.store.start_snapshot(self.snapshot(), self.snapshot_ended)
+        self.alarms = self._watch.after(record, self.config)
         seconds = {"seconds/record": time.perf_counter() - started}
         seconds["seconds/total"] = seconds["seconds/record"] + sum(
             value for name, value in record.metrics.items() if name in PHASE_SECONDS
@@ -108,6 +126,12 @@ class Engine:
         self.store.add_metrics(record.step, seconds)
         record.metrics.update(seconds)
         return record
+
+    def keep_before(self, step: int) -> int:
+        """Pin the newest snapshot before `step`, and return its step."""
+        kept = max(s for s in self.store.snapshot_steps() if s < max(step, 1))
+        self.store.pin(kept)
+        return kept
 
     def set(self, changes: dict[str, Any]) -> None:
         """Change live settings from the next step on."""
@@ -145,8 +169,10 @@ class Engine:
         tensors: dict[str, dict[str, np.ndarray]] = {
             BASE: self.policy.base_arrays("base"),
             COORDINATOR: adapter,
-            OPTIMIZERS: self.trainer.optimizer_arrays(),
         }
+        for name, array in self.trainer.optimizer_arrays().items():
+            file = f"{OPTIMIZERS}/{name.split('/')[0]}.safetensors"
+            tensors.setdefault(file, {})[name] = array
         if self.policy.baseline is not None:
             tensors[BASELINE] = self.policy.base_arrays("baseline")
         model_config = self.policy.model_config.to_json_string(use_diff=False)
@@ -160,13 +186,29 @@ class Engine:
         return Snapshot(self.step_number, tensors, texts, state)
 
     def save(self) -> Path:
-        """Write a snapshot of the present state."""
+        """Write a snapshot of the present state. Raises WriteError, BudgetError."""
         return self.store.save_snapshot(self.snapshot())
+
+    def settle(self) -> None:
+        """Wait for the snapshot being written. One that its budget forbids is a finding, once.
+
+        Raises WriteError where it could not be written for another reason.
+        """
+        self.store.settle()
+        for error in self.store.failures():
+            if not isinstance(error, BudgetError):
+                raise error
+            if not self._over_budget:
+                self._over_budget = True
+                self._warn(self.step_number, "snapshots", str(error), {}, "snapshot_budget_mb")
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over a snapshot's weights, optimizers, step and config."""
         load_weights(self.policy, snapshot)
-        self.trainer.load_optimizer_arrays(snapshot.tensors[OPTIMIZERS])
+        moments = [a for name, a in snapshot.tensors.items() if name.startswith(OPTIMIZERS)]
+        self.trainer.load_optimizer_arrays(
+            {name: a for part in moments for name, a in part.items()}
+        )
         self.step_number = snapshot.step
         self.use(RunConfig.parse(snapshot.state["config"]))
 
@@ -211,8 +253,7 @@ class Engine:
         Where a re-executed step's metrics differ from the recorded ones `differs` is called; by
         default a finding says which.
         """
-        nearest = max(s for s in self.store.snapshot_steps() if s <= to_step)
-        self.restore(self.store.load_snapshot(nearest))
+        nearest = self._restore_nearest(to_step)
         # those at `nearest` may be in the snapshot already: done once more they come to the same
         changes = [c for c in self.store.live_commands(*CHANGES) if nearest <= c.step <= to_step]
         for number in range(nearest, to_step + 1):
@@ -224,8 +265,36 @@ class Engine:
                 self.step_number = number + 1
                 different = different_metrics(self.recorded(record.step).metrics, record.metrics)
                 if different:
-                    (differs or self._warn)(record.step, different)
+                    (differs or self._not_reproduced)(record.step, different)
         return nearest
+
+    def _restore_nearest(self, to_step: int) -> int:
+        """Take over the newest intact snapshot up to a step and return its step.
+
+        Where none is left a run starts again from its model. Raises RunFolderError in a fork.
+        """
+        snapshot, damaged = self.store.nearest_snapshot(to_step)
+        if snapshot is None or snapshot.step < self.first_step:
+            if self.first_step:
+                raise RunFolderError(
+                    f"{self.store.path}: no intact snapshot of step {self.first_step} or later is "
+                    "left, and earlier ones are of the run it was forked from: fork again from that"
+                )
+            snapshot = self._start()
+            self.store.save_snapshot(snapshot)
+        self.restore(snapshot)
+        for error in damaged:
+            message = f"{error}; set aside, went on from step {snapshot.step} instead"
+            self._warn(snapshot.step, "run_folder", message, {"to_step": to_step}, "")
+        return snapshot.step
+
+    def _start(self) -> Snapshot:
+        """The state before step 1, made again from the model the run started from."""
+        start = copy.copy(self)
+        start.step_number, start.config = 0, self.store.config
+        start.policy = new_policy(start.config)
+        start.trainer = Trainer(start.config, start.policy, self.task)
+        return start.snapshot()
 
     def catch_up(self, again: Again) -> None:
         """Bring memory back to the end of the last recorded step, where a fault parted them."""
@@ -237,19 +306,24 @@ class Engine:
         """What a step of the live history measured. Raises RunFolderError where there is none."""
         return open_run(self.store.path).record(step)
 
-    def _warn(self, step: int, different: Different) -> None:
-        self.store.add_finding(
-            Finding(
-                step,
-                "warning",
-                "reexecution",
-                f"step {step} was executed again and gave other numbers "
-                f"({', '.join(list(different)[:3])}): this run is not reproducible here, "
-                "perhaps by another device, thread count or library version",
-                {"recorded_and_now": different},
-                "",
-            )
+    def _not_reproduced(self, step: int, different: Different) -> None:
+        message = (
+            f"step {step} was executed again and gave other numbers "
+            f"({', '.join(list(different)[:3])}): this run is not reproducible here, "
+            "perhaps by another device, thread count or library version"
         )
+        self._warn(step, "reexecution", message, {"recorded_and_now": different}, "")
+
+    def _warn(
+        self,
+        step: int,
+        detector: str,
+        message: str,
+        evidence: dict[str, Any],
+        setting: str,
+        severity: Literal["note", "warning", "critical"] = "warning",
+    ) -> None:
+        self.store.add_finding(Finding(step, severity, detector, message, evidence, setting))
 
     def rewind(self, to_step: int, again: Again) -> None:
         """Go back to the end of `to_step`; later rows stay in the folder, superseded."""

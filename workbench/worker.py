@@ -27,9 +27,10 @@ import torch
 
 from workbench.commands import BrokenOff, Command, Kind, Progress, SessionError, State
 from workbench.config import RunConfig
+from workbench.diagnosis import step_not_finite
 from workbench.engine import Engine
 from workbench.records import CommandRow, Finding, StepRecord
-from workbench.store import RunStore
+from workbench.store import RunFolderError, RunStore, WriteError
 from workbench.training.gradients import NonFiniteError
 
 T = TypeVar("T")
@@ -49,6 +50,8 @@ class Worker:
         self.version = 0
         self.error = ""
         """Why the run stopped by itself; empty if it did not."""
+        self.paused_by = ""
+        """What a detector paused the run for; empty if none did."""
         self.last_record: StepRecord | None = None
         self.engine: Engine
         self._queue: deque[Command] = deque()
@@ -58,6 +61,7 @@ class Worker:
         self._current: Command | None = None  # the look or change under way
         self._doing = ""
         self._phase = ""
+        self._untold: deque[Finding] = deque()  # could not be written when they were found
         self._seconds: deque[float] = deque(maxlen=8)
         ready: Future[None] = Future()
         self._thread = threading.Thread(
@@ -185,7 +189,8 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        self.error = ""
+        self._tell_findings()
+        self.error = self.paused_by = ""
         self._running = True
         self._say("running")
 
@@ -200,16 +205,17 @@ class Worker:
         try:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
             self.engine = Engine(config, store)
+            self.engine.snapshot_ended = self._tell
             self.engine.policy.before_forward(self.check)
             with self._under_way(Command("resume", "change", lambda: None, {}, Future())):
                 self.check()
-                if store.snapshot_steps():
+                if store.last_step() or store.snapshot_steps():
                     self.engine.travel(store.last_step(), self.again)
                 else:
                     self.engine.save()  # step 0: every rewind can start here
             store.set_status("idle")
         except BaseException as error:
-            if store.snapshot_steps():
+            if store.last_step() or store.snapshot_steps():
                 store.close()
             else:
                 store.discard()  # e.g. there is no such model: the folder is free again
@@ -219,6 +225,8 @@ class Worker:
         ready.set_result(None)
         while not self._closing:
             command = self._next_between_steps()
+            if store.snapshot_ended:
+                self._settle()
             if command is not None:
                 self._do(command)
             elif self._running:
@@ -239,7 +247,8 @@ class Worker:
 
     def _next_between_steps(self) -> Command | None:
         with self.changed:
-            while not (self._queue or self._running or self._closing):
+            ended = self.engine.store
+            while not (self._queue or self._running or self._closing or ended.snapshot_ended):
                 self.changed.wait()
             return self._queue.popleft() if self._queue and not self._closing else None
 
@@ -275,8 +284,12 @@ class Worker:
         try:
             if command.kind != "look":
                 self._record(command.name, command.arguments, outcome)
-        except Exception as error:  # the folder cannot be written: the caller must know
+        except WriteError as error:  # what is not in the history must not hold
             failure = failure or error
+            if command.kind == "flow":
+                self._stop("paused", error, {})
+            else:
+                self.engine.in_step = False
         self._tell()
         if failure is None:
             command.future.set_result(result)
@@ -305,6 +318,9 @@ class Worker:
         except NonFiniteError as error:
             self._stop("paused", error, {"phase": error.phase, "tensor": error.tensor})
             return
+        except WriteError as error:  # the engine knows whether the step was recorded
+            self._stop("paused", error, {"phase": self._phase})
+            return
         except Exception as error:  # a fault of the machine or of ours: keep the run, say it
             self.engine.in_step = False
             self._stop("failed", error, {"phase": self._phase, "type": type(error).__name__})
@@ -312,28 +328,69 @@ class Worker:
         self._phase = ""
         self.last_record = record
         self._seconds.append(time.monotonic() - started)
-        if self._target is not None and record.step >= self._target:
+        if self.engine.alarms:
+            self._pause_for(self.engine.alarms[0])
+        elif self._target is not None and record.step >= self._target:
             self._running = False
-            self._say("idle")
+            if self._settle():
+                self._say("idle")
         else:
             self._tell()
+
+    def _settle(self) -> bool:
+        """Wait for the snapshot under way. False where it could not be written: the run stops."""
+        try:
+            self.engine.settle()
+        except WriteError as error:
+            self._stop("paused", error, {})
+            return False
+        return True
+
+    def _pause_for(self, finding: Finding) -> None:
+        """A detector's policy is to pause: keep the snapshot before the onset, and stand."""
+        self._running = False
+        if not self._settle():
+            return
+        kept = self.engine.keep_before(finding.since)
+        self.paused_by = (
+            f"paused after step {finding.step} by {finding.detector}: {finding.message} "
+            f"The snapshot of step {kept} is kept."
+        )
+        self._record("pause", {"by": finding.key, "kept": kept}, "done")
+        self._say("paused")
 
     def _stop(self, state: State, error: Exception, evidence: dict[str, object]) -> None:
         """The run stops by itself: the step in flight was not applied."""
         number = self.engine.step_number + 1
         self.error = f"step {number} was not applied: {error}"
-        detector = "non_finite" if isinstance(error, NonFiniteError) else "fault"
-        setting = "base_lr" if detector == "non_finite" else ""
+        detector = "fault"
+        if isinstance(error, NonFiniteError):
+            detector = "non_finite"
+        elif isinstance(error, WriteError):
+            self.error, detector = str(error), "run_folder"
         self._running = False
-        try:
-            self.engine.store.add_finding(
-                Finding(number, "critical", detector, self.error, evidence, setting)
+        found = Finding(number, "critical", detector, self.error, evidence, "")
+        if isinstance(error, NonFiniteError):
+            found = step_not_finite(
+                number, error.phase, error.tensor, self.error, self.engine.config
             )
+        self._untold.append(found)
+        try:
+            if isinstance(error, NonFiniteError):
+                self.engine.keep_before(number)
             self._record("pause", {"by": detector}, self.error)
-        except Exception as second:
-            self.error += f"; and the run folder cannot be written: {second}"
+            self._tell_findings()
+        except RunFolderError as second:
+            if not isinstance(error, WriteError):
+                self.error += f"; and the run folder cannot be written: {second}"
         self._phase = ""
         self._say(state)
+
+    def _tell_findings(self) -> None:
+        """Write down what the run stopped by; where the disk is full, before it goes on."""
+        while self._untold:
+            self.engine.store.add_finding(self._untold[0])
+            self._untold.popleft()
 
     def _say(self, state: State) -> None:
         self.state = state
@@ -352,13 +409,17 @@ class Worker:
         store = self.engine.store
         try:
             if self.engine.in_step and self.engine.step_number not in store.snapshot_steps():
-                self.engine.save()
+                store.start_snapshot(self.engine.snapshot())
+            self.engine.settle()
+            self._tell_findings()
             self._record("close", {}, "done")
-            store.set_status("closed")
         except Exception as error:
-            self.error = self.error or f"the run folder cannot be written: {error}"
-        finally:
+            self.error = self.error or str(error)
+        try:
             store.close()
+        except WriteError as error:
+            self.error = self.error or str(error)
+        finally:
             self.state = "closed"
             for command in self._queue:
                 closed = SessionError(f"{command.name}: the session was closed")

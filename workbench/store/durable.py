@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sqlite3
@@ -11,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workbench.store.errors import WriteError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync(path: Path) -> None:
@@ -74,8 +71,7 @@ def writing(what: str) -> Iterator[None]:
         yield
     except (OSError, sqlite3.OperationalError) as error:
         reason = " ".join(str(error).split())
-        full = isinstance(error, OSError) and error.errno in _FULL or "full" in reason
-        remedy = "free some space" if full else "see that the folder can be written"
         raise WriteError(
-            f"{what} was not written: {reason}; {remedy}, then go on: all before it is kept"
+            f"{what} was not written: {reason}; free some space, or see that the folder can be "
+            "written, then go on: all before it is kept"
         ) from error

@@ -347,9 +347,7 @@ class RunStore:
     # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the folder back, once. State: "closed", unless it is "finished" or "failed"."""
-        if self._lock.closed:
-            return
+        """Give the folder back. The state becomes "closed", unless it is "finished" or "failed"."""
         try:
             self.settle()
             if schema.read_meta(self._db)["state"] not in ENDED:
