@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from workbench import plots as plots
+    from workbench.comparing.running import compare as compare
     from workbench.config import RunConfig as RunConfig
     from workbench.session import Session as Session
     from workbench.store import open_run as open_run
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 _HOME = {
     "RunConfig": "workbench.config",
     "Session": "workbench.session",
+    "compare": "workbench.comparing.running",
     "open_run": "workbench.store",
 }
 _ROOMS = {"plots": "workbench.plots", "methods": "workbench.training.methods"}
-__all__ = ["RunConfig", "Session", "methods", "open_run", "plots"]
+__all__ = ["RunConfig", "Session", "compare", "methods", "open_run", "plots"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from workbench.plots.alignment import (
     layer_order,
     norm_ratio,
 )
+from workbench.plots.compare import method_curves, overlaid_runs
 from workbench.plots.coordinator import (
     coordinator_ablation,
     coordinator_norms,
@@ -70,7 +71,9 @@ __all__ = [
     "layer_order",
     "logprob_difference",
     "mark_commands",
+    "method_curves",
     "norm_ratio",
+    "overlaid_runs",
     "phase_seconds",
     "singular_values",
     "singular_values_over_time",

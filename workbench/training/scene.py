@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -28,6 +28,8 @@ class Scene:
     problems_P: list[Problem]
     shown_P: list[Demonstration]
     """Each prompt's own demonstration; empty where the method does not pair them."""
+    generated: list[int] = field(default_factory=list)
+    """Tokens of each rollout drawn so far, those of searches included."""
 
     def prompt_ids(self, p: int) -> list[int]:
         """What the model sees of prompt p."""
@@ -42,7 +44,7 @@ class Scene:
     ) -> Completions:
         """Complete each prompt once with π, on the noise streams `sequences` of the purpose."""
         sampling = self.config.sampling
-        return sample(
+        done = sample(
             self.policy.model,
             self.policy.tokenizer,
             prompt_ids,
@@ -53,6 +55,8 @@ class Scene:
             temperature=sampling.temperature,
             batch=sampling.sampling_batch,
         )
+        self.generated.extend(len(ids) for ids in done.token_ids)
+        return done
 
     def plain(self, group_size: int) -> Completions:
         """`group_size` rollouts of each prompt as it stands."""
@@ -111,11 +115,13 @@ class Scene:
         reference = None
         if self.policy.reference is not None:
             reference = batch_logprobs(
-                self.policy.reference,
+                self.policy.of("reference"),
                 tokens,
                 c.sampling.temperature,
                 c.training.micro_batch_tokens,
             )
+        drawn = {"completions/generated_tokens": float(sum(self.generated))}
+        rollouts = replace(rollouts, metrics={**rollouts.metrics, **drawn})
         return RolloutBatch(
             self.problems_P,
             completions,

@@ -53,6 +53,7 @@ from workbench.training.methods import (
     judged,
     make_method,
 )
+from workbench.training.moments import load_moments, moments, put_back
 from workbench.training.rollout_products import rollout_products
 from workbench.training.scene import Scene
 from workbench.training.schedules import rl_weight
@@ -124,28 +125,11 @@ class Trainer:
         Raises NonFiniteError before anything is applied, and whatever `control` raises.
         """
         resets = self.method.baseline and self.config.training.baseline_mode == "reset"
-        with self._put_back("baseline") if resets else nullcontext():
+        with self._put_back("baseline") if resets else nullcontext():  # what moves early
             return self._step(number, control)
 
-    @contextmanager
-    def _put_back(self, *parts: str) -> Iterator[None]:
-        """Parts that move before it is sure that the step will be applied; if not, undo it."""
-        kept = {
-            part: (
-                {name: p.detach().clone() for name, p in self.parameters(part).items()},
-                copy.deepcopy(self.optimizers[part].state_dict()),
-            )
-            for part in parts
-        }
-        try:
-            yield
-        except BaseException:
-            for part, (weights, optimizer) in kept.items():
-                with torch.no_grad():
-                    for name, parameter in self.parameters(part).items():
-                        parameter.copy_(weights[name])
-                self.optimizers[part].load_state_dict(optimizer)
-            raise
+    def _put_back(self, *parts: str) -> AbstractContextManager[None]:
+        return put_back([(self.parameters(part), self.optimizers[part]) for part in parts])
 
     def _step(self, number: int, control: Control) -> StepRecord:
         c, method, clock = self.config, self.method, Clock(control)
@@ -306,7 +290,8 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = lr
         for name, parameter in self.parameters(part).items():
-            parameter.grad = -scale * direction[name]  # optimizers descend
+            # optimizers descend; an offloaded part is updated where it waits
+            parameter.grad = (-scale * direction[name]).to(parameter.device)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm, norm * scale
@@ -327,6 +312,7 @@ class Trainer:
         for part, direction in wanted.items():  # all are checked before any is applied
             if not np.isfinite(direction.norm()):
                 raise NonFiniteError("update", f"direction of {part}")
+        self.policy.of("joint")  # sends offloaded parts to wait
         return {part: self._apply(part, direction) for part, direction in wanted.items()}
 
     def _record(
@@ -370,9 +356,7 @@ class Trainer:
             text = json.dumps({"method": self.config.method, "state": self.state})
             arrays[STATE] = np.frombuffer(text.encode(), dtype=np.uint8).copy()
         for part, optimizer in self.optimizers.items():
-            for name, parameter in self.parameters(part).items():
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    arrays[f"{part}/{key}/{name}"] = value.detach().cpu().numpy().copy()
+            arrays |= moments(part, optimizer, self.parameters(part))
         return arrays
 
     def load_optimizer_arrays(self, arrays: dict[str, np.ndarray]) -> None:
@@ -386,15 +370,4 @@ class Trainer:
             if told["method"] == self.config.method:
                 self.state = told["state"]
         for part, optimizer in self.optimizers.items():
-            optimizer.state.clear()
-            for name, parameter in self.parameters(part).items():
-                state = {
-                    key: torch.from_numpy(arrays[f"{part}/{key}/{name}"].copy())
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{part}/{key}/{name}" in arrays
-                }
-                if state:
-                    device = parameter.device
-                    optimizer.state[parameter] = {
-                        k: v if k == "step" else v.to(device) for k, v in state.items()
-                    }
+            load_moments(part, optimizer, self.parameters(part), arrays)

@@ -1,0 +1,166 @@
+"""Comparisons: equal trials, honest statistics, and runs that go on where they stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isnan, nan
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pandas as pd
+import pytest
+
+from tests.training.tiny import save_tiny_llama, small_config
+from workbench.comparing.command import parse_budget
+from workbench.comparing.jobs import Budget, Comparison, Job, Rates, choose
+from workbench.comparing.outcome import Outcome, read_outcome
+from workbench.comparing.report import write_report
+from workbench.comparing.running import _finished, execute
+from workbench.comparing.tables import (
+    interval,
+    outcome_frame,
+    paired_frame,
+    sign_flip_p,
+    summary_frame,
+)
+from workbench.config import ConfigError, RunConfig
+
+
+def comparison(folder: Path, **changes: object) -> Comparison:
+    base = Comparison(("sft", "bridge", "relift"), (0, 1), RunConfig(), 6, folder)
+    return replace(base, **changes)
+
+
+def outcome(accuracy: list[float], **changes: object) -> Outcome:
+    steps = list(range(1, len(accuracy) + 1))
+    return replace(
+        Outcome({}, len(accuracy), steps, accuracy, [nan] * len(accuracy), 10.0, 0.0, 1.0, 0),
+        **changes,
+    )
+
+
+def test_every_method_has_as_many_trials_on_a_seed_and_task_of_their_own(tmp_path: Path) -> None:
+    for k in (1, 3, 8):
+        trials = comparison(tmp_path, sweep=k).trials()
+        for method in ("sft", "bridge", "relift"):
+            mine = [job for job in trials if job.method == method]
+            assert len({job.rates for job in mine}) == len(mine) == k
+            assert len({job.run for job in mine}) == k
+        assert {job.config.get("task_seed") for job in trials} == {1000}
+        assert {job.seed for job in trials} == {1000}
+    for job in trials:
+        assert job.config.training.base_lr == pytest.approx(5e-5 * job.rates.base)
+    reports = comparison(tmp_path).reports({"sft": Rates(2.0)})
+    assert [job.config.training.base_lr for job in reports] == [1e-4] * 2 + [5e-5] * 4
+    assert {job.config.get("task_seed") for job in reports} == {0}
+
+
+def test_the_best_mean_wins_and_a_tie_goes_to_the_smaller_rate(tmp_path: Path) -> None:
+    trials = [job for job in comparison(tmp_path, sweep=3).trials() if job.method == "sft"]
+    assert [job.rates.base for job in trials] == [1.0, 0.5, 2.0]
+    results = [outcome([0.5, 0.5]), outcome([0.4, 0.6]), outcome([0.1, 0.9])]
+    assert choose(list(zip(trials, results, strict=True)), "sft") == Rates(0.5)
+    results[2] = outcome([0.7, 0.4])
+    assert choose(list(zip(trials, results, strict=True)), "sft") == Rates(2.0)
+
+
+def test_bad_wishes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        comparison(tmp_path, seeds=(1, 1))
+    with pytest.raises(ConfigError, match="at most 8 trials"):
+        comparison(tmp_path, sweep=9)
+    with pytest.raises(ConfigError, match="1000 is the seed of the learning-rate trials"):
+        comparison(tmp_path, sweep=1, seeds=(1000,))
+    assert parse_budget("tokens=200000") == Budget("tokens", 200000)
+    assert parse_budget("seconds=2.5") == Budget("seconds", 2.5)
+    for text in ("tokens", "tokens=", "hours=1", "seconds=-1"):
+        with pytest.raises(ConfigError, match="--budget: say steps"):
+            parse_budget(text)
+
+
+def test_the_interval_is_students() -> None:
+    values = [0.2, 0.5, 0.3, 0.8]
+    assert interval(values) == pytest.approx(3.1824463 * stdev(values) / 2, rel=1e-6)
+    assert interval([0.1, 0.4]) == pytest.approx(12.7062047 * stdev([0.1, 0.4]) / 2**0.5, rel=1e-6)
+    assert isnan(interval([0.3]))
+
+
+def test_sign_flips_by_hand() -> None:
+    assert sign_flip_p([1.0, 2.0]) == 0.5  # ±3 of 3, 1, −1, −3
+    assert sign_flip_p([1.0, 1.0, 1.0]) == 0.25
+    assert sign_flip_p([1.0, -1.0]) == 1.0
+    assert sign_flip_p([0.3, 0.1, 0.2, 0.4, 0.5]) == 2 / 32
+
+
+def test_pairs_are_of_equal_seeds() -> None:
+    frame = pd.DataFrame(
+        {
+            "method": ["bridge", "bridge", "sft", "sft", "sft"],
+            "seed": [0, 1, 1, 0, 2],
+            "accuracy": [0.5, 0.7, 0.6, 0.3, 0.9],
+        }
+    )
+    row = paired_frame(frame, "bridge").iloc[0]
+    assert (row["method"], row["n"]) == ("sft", 2)
+    assert row["difference"] == pytest.approx(fmean([-0.2, -0.1]))
+    assert paired_frame(frame, "grpo").empty
+
+
+def tiny(folder: Path, run: Path, **changes: object) -> Comparison:
+    base = small_config(
+        folder,
+        n_prompts=8,
+        n_validation=3,
+        n_hard=2,
+        n_demonstrations=8,
+        evaluation_max_new_tokens=4,
+        evaluate_every=1,
+    )
+    return replace(Comparison(("sft", "grpo"), (0, 1), base, 3, run), **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+def test_runs_and_their_report(folder: Path, tmp_path: Path) -> None:
+    asked = tiny(folder, tmp_path)
+    jobs = asked.reports({})
+    done = [(job, execute(job)) for job in jobs]
+    for job, found in done:
+        assert read_outcome(job.run) == found == _finished(job)
+        assert found.checkpoints == [1, 2, 3] and len(found.accuracy) == 3
+        assert (found.tokens > 0) == (job.method == "grpo")
+        assert found.seconds > 0 and found.peak_mb > 50
+    outcomes = outcome_frame(done, target=0.0)
+    assert list(outcomes["steps_to_target"]) == [0.0] * 4
+    assert outcome_frame(done, target=2.0)["steps_to_target"].isna().all()
+    assert list(summary_frame(outcomes)["n"]) == [2, 2]
+    write_report(asked, done, [], 1)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Plotly.newPlot" in page and 'src="http' not in page and "minus grpo" not in page
+    assert (tmp_path / "table.md").read_text().startswith("| method | accuracy |")
+    with pytest.raises(ConfigError, match=r"run with other settings \(base_lr\)"):
+        _finished(tiny(folder, tmp_path, base=asked.base.with_changes(base_lr=0.5)).reports({})[0])
+    with pytest.raises(ConfigError, match="was run for another budget"):
+        _finished(tiny(folder, tmp_path, steps=9).reports({})[0])
+
+
+def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(folder: Path, tmp_path: Path) -> None:
+    from workbench.session import Session
+
+    whole, stopped = (tiny(folder, tmp_path / name).reports({})[2] for name in ("whole", "stopped"))
+    expected = execute(whole)
+    with Session(stopped.config, stopped.run) as session:
+        session.step()
+    found = execute(stopped)
+    assert found.accuracy == expected.accuracy and found.checkpoints == [1, 2, 3]
+    assert found.tokens == expected.tokens
+
+
+def test_a_budget_of_tokens_ends_a_run(folder: Path, tmp_path: Path) -> None:
+    job: Job = tiny(folder, tmp_path, steps=50, budget=Budget("tokens", 60)).reports({})[2]
+    found = execute(job)
+    assert job.method == "grpo" and 60 <= found.tokens < 60 + 3 * 3 * 5
+    assert found.steps < 50 and found.checkpoints[-1] == found.steps

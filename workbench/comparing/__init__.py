@@ -1,0 +1,1 @@
+"""Methods side by side: equal budgets, equal tuning, seeds, and one table of what came of it."""
