@@ -56,3 +56,10 @@ def test_suspects_benchmark_runs_through(tmp_path: Path):
     small = "--seeds 1 --checkpoints 1 2 --aside-at 1 --steps 2".split()
     printed = _run("suspects.py", *small, "--out", str(tmp_path))
     assert "| **ledger score** | 2 |" in printed and "| flawed set aside |" in printed
+
+
+@pytest.mark.slow
+def test_coverage_prints_the_toys_and_the_runs_tables():
+    printed = _run("coverage.py", "--repetitions", "3", "--steps", "10", "--rollouts", "2")
+    assert "| prompt, interval |" in printed and "| shared batch, 1.96 se |" in printed
+    assert "| all but blanked |" in printed

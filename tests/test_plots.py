@@ -96,15 +96,31 @@ def test_a_command_that_changed_the_run_is_marked_behind_its_step() -> None:
     assert [note.text for note in figure.layout.annotations] == ["rl_weight=0.7"]
 
 
-def test_helped_and_hurt_mean_more_than_196_standard_errors() -> None:
-    gain = pd.DataFrame(
-        {
-            "gain": [0.20, 0.19, -0.20, -0.19, float("nan"), 0.0],
-            "standard_error": [0.1, 0.1, 0.1, 0.1, float("nan"), 0.0],
-        }
+def gains(gain: list[float], error: list[float], p: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"step": 1, "estimator": "paired", "gain": gain, "standard_error": error, "p_value": p}
     )
+
+
+def test_without_p_values_helped_and_hurt_mean_more_than_196_standard_errors() -> None:
+    nan = float("nan")
+    errors = [0.1, 0.1, 0.1, 0.1, nan, 0.0]
+    found = plots.verdicts(gains([0.20, 0.19, -0.20, -0.19, nan, 0.0], errors, [nan] * 6))
     expected = ["helped", "undecided", "hurt", "undecided", "blanked", "undecided"]
-    assert list(plots.verdicts(gain)) == expected
+    assert list(found) == expected
+
+
+def test_helped_and_hurt_hold_the_false_discovery_rate_of_each_step() -> None:
+    """Benjamini and Hochberg 1995, their own example: 4 of 15 pass at 5 %."""
+    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
+    p += [0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]
+    gain = [0.5, -0.5] * 7 + [0.5]
+    one = gains(gain, [0.01] * 15, p)
+    other = gains([0.5], [0.01], [0.04]).assign(step=2)  # alone in its step: passes
+    found = list(plots.verdicts(pd.concat([one, other], ignore_index=True)))
+    assert found[:4] == ["helped", "hurt", "helped", "hurt"]
+    assert set(found[4:15]) == {"undecided"}
+    assert found[15] == "helped"
 
 
 def test_heatmap_cells_are_the_measured_gains_and_blanked_cells_are_crossed() -> None:

@@ -111,6 +111,11 @@ class GainRow:
     """Effective sample size of the importance weights; NaN for paired."""
     n_rollouts: int
     """Rollouts a side."""
+    low: float = nan
+    """95 % interval of the gain. Paired: it may be off centre, and is never of width 0."""
+    high: float = nan
+    p_value: float = nan
+    """Of 'the gain is 0', two-sided, of this prompt alone."""
 
 
 @dataclass(frozen=True)

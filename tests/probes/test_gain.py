@@ -141,6 +141,31 @@ def test_paired_gain_is_the_mean_difference_and_covers() -> None:
     assert 0.93 <= covered.double().mean() <= 0.97
 
 
+def test_paired_interval_is_agresti_and_mins() -> None:
+    """Their cells b + 1/2 and c + 1/2 of n + 2 pairs, put into Wald's interval."""
+    b, c, n = 5.5, 1.5, 10.0  # 5 won, 1 lost, 2 ties
+    joint = torch.tensor([[1.0] * 5 + [0.0] + [1.0, 0.0]])
+    baseline = torch.tensor([[0.0] * 5 + [1.0] + [1.0, 0.0]])
+    found = paired_gain(joint, baseline)
+    centre = (b - c) / n
+    reach = 1.96 * ((b + c) - (b - c) ** 2 / n) ** 0.5 / n
+    assert found.low.item() == pytest.approx(centre - reach)
+    assert found.high.item() == pytest.approx(centre + reach)
+
+
+def test_paired_interval_covers_where_the_standard_error_does_not() -> None:
+    """3000 prompts of 8 pairs, of which 30 % differ."""
+    generator = torch.Generator().manual_seed(6)
+    joint = (torch.rand(3000, 8, generator=generator) < 0.6).double()
+    flipped = torch.rand(3000, 8, generator=generator) < 0.3
+    found = paired_gain(joint, torch.where(flipped, 1 - joint, joint))
+    truth = 0.6 - 0.54
+    covered = (found.low <= truth) & (truth <= found.high)
+    plain = (found.gain - truth).abs() <= 1.96 * found.standard_error
+    assert 0.93 <= covered.double().mean() <= 0.985
+    assert plain.double().mean() < 0.93
+
+
 @pytest.mark.parametrize(
     ("t", "dof"), [(12.706, 1), (4.303, 2), (3.182, 3), (2.776, 4), (2.365, 7), (1.984, 100)]
 )

@@ -40,10 +40,18 @@ _MISSING = {
 def verdicts(gain: pd.DataFrame) -> pd.Series:
     """'helped', 'hurt', 'undecided' or 'blanked' for each row of frame "gain".
 
-    Helped (hurt): the gain is above (below) zero by more than 1.96 standard errors. Blanked: the
-    importance weights were too uneven to say anything.
+    Helped (hurt): the gain is above (below) zero, and the prompt is among those of its step and
+    estimator that Benjamini and Hochberg's procedure passes at a false discovery rate of 5 %. Where
+    a run holds no p-values: by more than 1.96 standard errors. Blanked: the importance weights were
+    too uneven to say anything.
     """
-    clear = gain["gain"].abs() > 1.96 * gain["standard_error"]
+    p = gain["p_value"]
+    together = [gain["step"], gain["estimator"]]
+    allowed = (
+        0.05 * p.groupby(together).rank(method="first") / p.groupby(together).transform("count")
+    )
+    limit = p.where(p <= allowed).groupby(together).transform("max")
+    clear = (p <= limit) | (p.isna() & (gain["gain"].abs() > 1.96 * gain["standard_error"]))
     verdict = pd.Series("undecided", index=gain.index, dtype=object)
     verdict[clear & (gain["gain"] > 0)] = "helped"
     verdict[clear & (gain["gain"] < 0)] = "hurt"
@@ -59,6 +67,8 @@ def _hover(row: Any) -> str:
     if np.isnan(row.gain):
         return f"{text}<br>blanked: ESS {row.ess:.1f} of {row.n_rollouts} rollouts"
     text += f"<br>gain {row.gain:+.3f} ± {row.standard_error:.3f} (standard error)"
+    if not np.isnan(row.low):
+        text += f"<br>95 % interval {row.low:+.3f} to {row.high:+.3f}, p = {row.p_value:.2g}"
     if row.estimator == "shared":
         text += f"<br>ESS {row.ess:.1f} of {row.n_rollouts} rollouts"
     return text
@@ -159,7 +169,7 @@ def gain_by_prompt(
     step: int | None = None,
     estimator: Literal["paired", "shared"] = "paired",
 ) -> go.Figure:
-    """Distribution over prompts at one step: each prompt's gain, sorted, with ±1.96 SE whiskers.
+    """Distribution over prompts at one step: each prompt's gain, sorted, with its 95 % interval.
 
     `gain`: frame "gain". `step`: the newest measurement at or before it (None: the newest). A
     triangle up is a prompt helped, down hurt, an open circle undecided. Blanked prompts are counted
@@ -181,14 +191,14 @@ def gain_by_prompt(
         title += f", {n_blanked} blanked"
     if known.empty:
         return empty(title, "Every prompt was blanked: too few effective rollouts to say anything.")
-    drawn = figure(title, x="prompts, sorted", y="gain ± 1.96 SE")
+    drawn = figure(title, x="prompts, sorted", y="gain, 95 % interval")
     for name, (colour, symbol) in _MARKS.items():
         part = known[known["verdict"] == name]
         drawn.add_trace(
             go.Scatter(
                 x=part.index.to_numpy(),
                 y=part["gain"].to_numpy(),
-                error_y={"array": 1.96 * part["standard_error"].to_numpy(), "width": 3},
+                error_y=_whiskers(part),
                 mode="markers",
                 marker={
                     "color": colour,
@@ -205,6 +215,14 @@ def gain_by_prompt(
     drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
     drawn.update_xaxes(tickvals=[], showgrid=False)
     return drawn
+
+
+def _whiskers(rows: pd.DataFrame) -> dict[str, Any]:
+    """The 95 % intervals of rows of frame "gain"; ±1.96 SE in a run that holds none."""
+    reach = 1.96 * rows["standard_error"]
+    above = (rows["high"] - rows["gain"]).fillna(reach)
+    below = (rows["gain"] - rows["low"]).fillna(reach)
+    return {"array": above.to_numpy(), "arrayminus": below.to_numpy(), "width": 3}
 
 
 def gain_over_time(gain: pd.DataFrame) -> go.Figure:

@@ -23,12 +23,21 @@ are all equal says gain 0 with standard error 0 whatever the truth, which is no 
 blanked prompts are those on which the policies differ most. That is why *paired* exists:
 
 *paired* – K rollouts a side on the same Gumbel noise; gain = mean of the K reward differences, its
-standard error theirs. Unbiased. [ours]
+standard error theirs. Unbiased. Most pairs are equal, so at K = 8 the interval ±1.96 se covers in
+about 80 % instead of 95 % of cases (where no pair happens to differ its width is 0). A row's
+interval is Agresti and Min's instead: half a pair won, half a pair lost and a tie more are added,
+
+    n = K+2,   c = Σ d/n,   c ± 1.96·√( ((Σ d² + 1)/n − c²)/n )          rewards in [0, 1]
+
+which covers in 95 to 97 % on average over prompts (benchmarks/coverage.py), and more where policies
+hardly differ. Source: Agresti and Min, "Simple improved confidence intervals for comparing matched
+proportions", Statistics in Medicine 24 (2005). [its use here: ours]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import atan, cos, isnan, nan, pi, sin, sqrt
 from typing import Literal, NamedTuple, get_args
 
@@ -66,6 +75,9 @@ class PairedGain(NamedTuple):
     baseline_reward: Tensor
     gain: Tensor
     standard_error: Tensor
+    low: Tensor
+    """95 % interval of the gain; see the module's docstring."""
+    high: Tensor
 
 
 class BatchGain(NamedTuple):
@@ -136,18 +148,37 @@ def paired_gain(joint_PK: Tensor, baseline_PK: Tensor) -> PairedGain:
     joint, baseline = joint_PK.double(), baseline_PK.double()
     difference = joint - baseline
     error = difference.std(1) / sqrt(difference.shape[1])
-    return PairedGain(joint.mean(1), baseline.mean(1), difference.mean(1), error)
+    n = difference.shape[1] + 2
+    centre = difference.sum(1) / n
+    reach = 1.96 * (((difference.square().sum(1) + 1) / n - centre.square()) / n).sqrt()
+    return PairedGain(
+        joint.mean(1),
+        baseline.mean(1),
+        difference.mean(1),
+        error,
+        centre - reach,
+        centre + reach,
+    )
 
 
 def shared_gain_rows(
     step: int, problems_P: Sequence[Problem], rewards_PG: Tensor, log_ratios_PG: Tensor
 ) -> list[GainRow]:
-    """`shared_gain` as one row a prompt."""
+    """`shared_gain` as one row a prompt; its interval is ±1.96 standard errors."""
     columns = [column.tolist() for column in shared_gain(rewards_PG, log_ratios_PG)]
     n = rewards_PG.shape[1]
-    return [
+    rows = [
         GainRow(step, "shared", p.id, p.prompt, joint, baseline, gain, error, ess, n)
         for p, joint, baseline, gain, error, ess in zip(problems_P, *columns, strict=True)
+    ]
+    return [
+        replace(
+            row,
+            low=row.gain - 1.96 * row.standard_error,
+            high=row.gain + 1.96 * row.standard_error,
+            p_value=p_value(row),
+        )
+        for row in rows
     ]
 
 
@@ -157,10 +188,11 @@ def paired_gain_rows(
     """`paired_gain` as one row a prompt."""
     columns = [column.tolist() for column in paired_gain(joint_PK, baseline_PK)]
     k = joint_PK.shape[1]
-    return [
-        GainRow(step, "paired", p.id, p.prompt, joint, baseline, gain, error, nan, k)
-        for p, joint, baseline, gain, error in zip(problems_P, *columns, strict=True)
+    rows = [
+        GainRow(step, "paired", p.id, p.prompt, joint, baseline, gain, error, nan, k, low, high)
+        for p, joint, baseline, gain, error, low, high in zip(problems_P, *columns, strict=True)
     ]
+    return [replace(row, p_value=p_value(row)) for row in rows]
 
 
 def student_t_tail(t: float, dof: int) -> float:

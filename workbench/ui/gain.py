@@ -37,13 +37,15 @@ HELP = (
     "baseline under the same coordinator. <b>paired</b> samples both with the same noise "
     "(measured every few steps on a fixed set of prompts, the truth); <b>shared</b> reweights "
     "the step's own rollouts (free, each step) and is left blank, ×, where too few of them "
-    "count. Helped and hurt mean more than 1.96 standard errors away from zero. Click a cell, a "
-    "point or a row to see the rollouts."
+    "count. Helped and hurt prompts are those whose gain is not zero, with at most 5 % false ones "
+    "among them. Click a cell, a point or a row to see the rollouts."
 )
 _COLUMNS = [
     Column("prompt"),
     Column("gain", 3, "joint − RL-only"),
     Column("SE", 3, "standard error of the gain"),
+    Column("from", 3, "lower end of the 95 % interval"),
+    Column("to", 3, "upper end of the 95 % interval"),
     Column("verdict"),
     Column("joint", 2, "mean reward of θ+w"),
     Column("RL-only", 2, "mean reward of θ̂+w"),
@@ -145,6 +147,8 @@ def gain_table(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> st
             row.prompt.strip(),
             row.gain,
             row.standard_error,
+            row.low,
+            row.high,
             row.verdict,
             row.joint_reward,
             row.baseline_reward,
