@@ -108,6 +108,7 @@ TROUBLES: dict[str, tuple[Callable[..., None], int]] = {
 WHOLE_RUN: dict[str, Callable[[pd.DataFrame], None]] = {
     "kl_strangled": lambda frame: frame.__setitem__("kl", 1e-6),
     "coordinator_inert": lambda frame: frame.__setitem__("coordinator/ratio", 1e-6),
+    "unfollowed_weights": lambda frame: frame.__setitem__("alignment/skipped_share", 0.02),
     "plateau": lambda frame: frame.__setitem__(
         "reward", 0.5 + np.random.default_rng(4).normal(0, 0.05, len(frame))
     ),

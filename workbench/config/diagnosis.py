@@ -71,6 +71,8 @@ class DiagnosisConfig(Section):
     """The coordinator outweighs the model."""
     baseline_drift: Policy = "note"
     """θ̂ is so far from θ that shared rollouts say little about it."""
+    unfollowed_weights: Policy = "note"
+    """Weights that the demonstrations' contributions leave out."""
     accuracy_fall: Policy = "note"
     """Held-out accuracy below its best, beyond noise."""
     plateau: Policy = "note"

@@ -23,6 +23,7 @@ from workbench.diagnosis import (
     reward_errors,
     rewards,
     texts,
+    unfollowed,
 )
 from workbench.diagnosis.detector import (
     COOLDOWN,
@@ -62,6 +63,7 @@ DETECTORS: tuple[Detector, ...] = (
     cooperation.COORDINATOR_INERT,
     cooperation.COORDINATOR_BLOWUP,
     cooperation.DRIFT,
+    unfollowed.DETECTOR,
     progress.FALL,
     progress.PLATEAU,
     phases.DETECTOR,

@@ -27,7 +27,8 @@ cases (tests/probes/test_alignment.py): 95 % where one gradient is known well, m
 mostly noise, since the errors' product e_S·e_R is then in both variances, and the band up to √2 too
 wide. `conflict` looks at one side only. The two norms are taken as they are: what is tested is the
 inner product, and noise in the norms pulls every cosine towards 0. Errors shared by both batches,
-such as one prompt in both, are not seen.
+such as one prompt in both, are not seen. A method that divides by a constant and not by its tokens
+(`rl_loss`) is treated alike, which leaves out how much its number of tokens varies.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import nan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Literal
 
 from workbench.probes.alignment import Shares, alignment_rows, block_shares, conflict_share
@@ -33,12 +33,13 @@ def aligned(step: int, passes: Passes) -> tuple[list[AlignmentRow], dict[str, fl
     metrics = {
         "alignment/cosine": overall.cosine,
         "alignment/noise": overall.noise,
-        "alignment/dof": overall.dof,
         "alignment/conflict_share": conflict_share(base),
         "alignment/norm_ratio": overall.first_norm / overall.second_norm
         if overall.second_norm
         else nan,
     }
+    if not isnan(overall.dof):
+        metrics["alignment/dof"] = overall.dof
     if passes.baseline_rl is None or not passes.trains_coordinator:
         return base, metrics
     w = alignment_rows(
