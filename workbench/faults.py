@@ -19,8 +19,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     },
     "fault-hackable-reward": {
         "method": "grpo",
-        "training": {"base_lr": 5e-4},
-        "faults": {"verifier_fault": "fails_open"},
+        "training": {"base_lr": 2e-4},
+        "faults": {"verifier_fault": "skips_short"},
     },
     "fault-silent-verifier": {"faults": {"verifier_fault": "silent"}},
     "fault-flip-20": {"training": {"reward_flip": 0.2}},

@@ -91,6 +91,11 @@ class Session(Looking, Travelling):
         return self._worker.error
 
     @property
+    def paused_by(self) -> str:
+        """What a detector paused the run for, in a sentence; empty if none did."""
+        return self._worker.paused_by
+
+    @property
     def step_number(self) -> int:
         """The last finished step; 0 before the first."""
         return self._worker.engine.step_number
@@ -341,7 +346,8 @@ class Session(Looking, Travelling):
             f"{c.method} on {c.model.path}, step {self.step_number}, {self.state}",
             f"folder {self.run_dir}",
         ]
-        return lines + ([numbers] if numbers else []) + ([self.error] if self.error else [])
+        lines += [numbers] if numbers else []
+        return lines + [line for line in (self.error, self.paused_by) if line]
 
     def __repr__(self) -> str:
         return "<Session " + "\n  ".join(self._summary()) + ">"

@@ -2,7 +2,6 @@
 
 from workbench.config.diagnosis import DiagnosisConfig, FaultsConfig, Policy
 from workbench.config.rewards import RewardConfig, RewardKind
-from workbench.config.diagnosis import DiagnosisConfig, FaultsConfig, Policy
 from workbench.config.run import KNOBS, ConfigError, Knob, MethodName, RunConfig
 from workbench.config.sections import (
     ModelConfig,

@@ -84,9 +84,9 @@ class DiagnosisConfig(Section):
 class FaultsConfig(Section):
     """Things that go wrong on purpose, to try detectors on; all off by default. [ours]"""
 
-    verifier_fault: Literal["none", "silent", "fails_open"] = "none"
-    """silent: training rewards are 0. fails_open: a text without an answer is paid like a right one,
-    as by a verifier whose errors count as success. Evaluations are not touched."""
+    verifier_fault: Literal["none", "silent", "skips_short"] = "none"
+    """silent: training rewards are 0. skips_short: a text of at most two lines is paid like a right
+    one, as by a verifier that gives up on it. Evaluations are not touched."""
     corrupt_batch_at: int = Field(0, ge=0)
     """Step whose demonstrations are replaced by random tokens (0: none)."""
     stale_baseline_from: int = Field(0, ge=0)

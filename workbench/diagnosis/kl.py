@@ -15,7 +15,7 @@ HIGH, EXTREME = 0.5, 2.0
 """Nats a token. [rldoctor kl_drift]"""
 FLAT = 1e-4
 """[rldoctor kl_drift]"""
-JUMP_Z, JUMP_RATIO, JUMP_LEAST = 8.0, 5.0, 0.1
+JUMP_Z, JUMP_RATIO, JUMP_LEAST = 8.0, 5.0, 0.5
 """[rlwatch kl_explosion has 3 σ; on groups of eight that is noise: ours]"""
 
 CAUSES = (
@@ -45,7 +45,7 @@ def check_blowup(h: History) -> Iterator[Symptom]:
             lower(h, "base_lr", 5) | _more_kl(h),
         )
     value, past = h.now("kl"), h.before("kl", 20)
-    if len(past) >= 8 and value >= max(JUMP_LEAST, JUMP_RATIO * float(np.median(past))):
+    if len(past) >= 12 and value >= max(JUMP_LEAST, JUMP_RATIO * float(np.median(past))):
         z = robust_z(value, past)
         if z >= JUMP_Z and value > 2 * float(past.max()):
             yield Symptom(

@@ -4,53 +4,60 @@ from __future__ import annotations
 
 from math import isnan
 
-from workbench.config import DiagnosisConfig, RunConfig
+from workbench.config import DiagnosisConfig, Policy, RunConfig
 from workbench.diagnosis.catalogue import DETECTORS, rows_of
 from workbench.diagnosis.detector import Watch
 from workbench.diagnosis.doctor import settings_in_force
 from workbench.diagnosis.non_finite import CAUSES, not_finite
 from workbench.records import Finding, StepRecord
-from workbench.store import Run
+from workbench.store import RunStore, open_run
 
 
 class RunWatch:
-    """Watches the steps of one run. What it tells is a function of the recorded metrics."""
+    """Watches a run's steps. What it tells is a function of the recorded metrics and settings.
 
-    def __init__(self, config: DiagnosisConfig) -> None:
-        self.config = config
-        wanted = [d for d in DETECTORS if self._policy(d.name) != "off"]
-        self._watch = Watch(wanted, config.finding_warm_up, config.finding_cooldown)
+    So nothing of it is kept: where a run was opened or rewound, it looks at the recorded steps
+    once more, and tells what the folder lacks, after a crash say.
+    """
 
-    @property
-    def step(self) -> int:
-        """The last step it has seen; 0 before the first."""
-        return self._watch.history.step
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self._watch: Watch | None = None
 
-    def catch_up(self, run: Run, last: int) -> list[Finding]:
-        """See the recorded steps up to `last`; returns findings the folder lacks, by a crash say.
+    def after(self, record: StepRecord, config: RunConfig) -> list[Finding]:
+        """Store what is found at a step just recorded; returns the findings to pause for."""
+        watch, self._watch = self._watch, None  # until all is told: what was not is told later
+        late: list[Finding] = []
+        if watch is None or watch.history.step != record.step - 1:
+            watch, late = self._catch_up(config.diagnosis, record.step - 1)
+        row = {name: value for name, value in record.metrics.items() if not isnan(value)}
+        new = watch.see(record.step, row, config.flat())
+        for finding in (*late, *new):
+            self.store.add_finding(finding)
+        self._watch = watch
+        return [
+            finding
+            for finding in new
+            if finding.severity != "note" and policy(config.diagnosis, finding.detector) == "pause"
+        ]
 
-        To be called once, before `see`.
-        """
-        metrics = run.frame("metrics")
-        settings = settings_in_force(run)
+    def _catch_up(self, config: DiagnosisConfig, last: int) -> tuple[Watch, list[Finding]]:
+        wanted = [d for d in DETECTORS if policy(config, d.name) != "off"]
+        watch = Watch(wanted, config.finding_warm_up, config.finding_cooldown)
+        run = open_run(self.store.path)
+        metrics, settings = run.frame("metrics"), settings_in_force(run)
         told: list[Finding] = []
         for step, row in rows_of(metrics[metrics["step"] <= last]):
-            told += self._watch.see(step, row, settings(step))
+            told += watch.see(step, row, settings(step))
         stored = run.frame("findings")
         known = set(stored.loc[stored["live"], "key"])
-        return [finding for finding in told if finding.key not in known]
+        return watch, [finding for finding in told if finding.key not in known]
 
-    def see(self, record: StepRecord, config: RunConfig) -> list[Finding]:
-        """See the step after the last one; returns what is told at it for the first time."""
-        row = {name: value for name, value in record.metrics.items() if not isnan(value)}
-        return self._watch.see(record.step, row, config.flat())
 
-    def pauses(self, finding: Finding) -> bool:
-        """Whether the run is to pause for it: its policy says so, and it is no note."""
-        return finding.severity != "note" and self._policy(finding.detector) == "pause"
-
-    def _policy(self, detector: str) -> str:
-        return str(getattr(self.config, detector))
+def policy(config: DiagnosisConfig, detector: str) -> Policy:
+    """What a detector may do: note, pause or off."""
+    found: Policy = getattr(config, detector)
+    return found
 
 
 def step_not_finite(step: int, phase: str, tensor: str, message: str, config: RunConfig) -> Finding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,6 +24,7 @@ from workbench.plots._theme import (
 )
 from workbench.records import PHASES
 
+SEVERITY_COLOURS = {"note": MUTED, "warning": "#e69f00", "critical": AGAINST}
 MARKED = ("set", "set_aside", "take_back", "rewind", "fork")
 """Commands drawn on the curves; run, pause and save change no number."""
 
@@ -135,12 +136,14 @@ def curves(
     metrics: pd.DataFrame,
     panel: str | Panel | Sequence[str],
     commands: pd.DataFrame | None = None,
+    findings: pd.DataFrame | None = None,
 ) -> go.Figure:
     """Curves over steps.
 
     `metrics`: frame "metrics" (one row a step, column `step`). `panel`: a name of PANELS, a Panel,
     or columns of the frame. `commands`: frame "commands"; what changed the run is marked by a
-    dashed line behind the step it followed.
+    dashed line behind the step it followed. `findings`: frame "findings"; what is about a column
+    of the panel is marked at its onset, on the panel "reward" each warning.
     """
     if isinstance(panel, str):
         panel = PANELS[panel]
@@ -184,6 +187,9 @@ def curves(
     whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
     if commands is not None:
         mark_commands(drawn, commands)
+    if findings is not None:
+        columns = {line.column for line in panel.lines}
+        mark_findings(drawn, findings, None if "reward" in columns else columns)
     return drawn
 
 
@@ -245,6 +251,35 @@ def mark_commands(drawn: go.Figure, commands: pd.DataFrame) -> None:
             }
         )
     drawn.update_layout(shapes=shapes, annotations=annotations)
+
+
+def mark_findings(
+    drawn: go.Figure, findings: pd.DataFrame, columns: Collection[str] | None = None
+) -> None:
+    """Mark findings at their onset by a dotted line and a triangle at the foot, with the sentence.
+
+    `findings`: frame "findings". columns: only those whose evidence names one of these metrics;
+    None: all but notes.
+    """
+    for row in findings.to_dict("records"):
+        about = row["evidence"].get("metric")
+        if about not in columns if columns is not None else row["severity"] == "note":
+            continue
+        x, colour = row["since"] or row["step"], SEVERITY_COLOURS.get(row["severity"], MUTED)
+        drawn.add_shape(
+            type="line", x0=x, x1=x, y0=0, y1=1, yref="paper",
+            line={"color": colour, "width": 1, "dash": "dot"},
+        )  # fmt: skip
+        drawn.add_annotation(
+            x=x,
+            y=0,
+            yref="paper",
+            yanchor="bottom",
+            text="▲",
+            hovertext=show(f"{row['severity']}: {row['message']}"),
+            showarrow=False,
+            font={"size": 11, "color": colour},
+        )
 
 
 def _command_label(name: str, arguments: dict[str, object]) -> str:

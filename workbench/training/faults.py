@@ -11,25 +11,24 @@ import torch
 
 from workbench.config import FaultsConfig
 from workbench.sampling import TokenBatch
-from workbench.tasks.problem import Task
 from workbench.training.batches import DemonstrationBatch, RolloutBatch
 from workbench.training.methods import Directions
 from workbench.training.objectives import group_advantages
 from workbench.training.vectors import ParamVector
 
 
-def faulty_rewards(batch: RolloutBatch, task: Task, faults: FaultsConfig) -> RolloutBatch:
+def faulty_rewards(batch: RolloutBatch, faults: FaultsConfig) -> RolloutBatch:
     """The rollouts as a broken verifier pays them; what the task says stays in `correct_PG`.
 
-    silent: 0 each. fails_open: 1 for each text in which no answer is found.
+    silent: 0 each. skips_short: 1 for each text of at most two lines.
     """
     if faults.verifier_fault == "none":
         return batch
     rewards_PG = torch.zeros_like(batch.rewards_PG)
-    if faults.verifier_fault == "fails_open":
-        lost = [task.extract(text) is None for text in batch.completions_N.texts]
-        lost_PG = torch.tensor(lost, device=rewards_PG.device).view(rewards_PG.shape)
-        rewards_PG = torch.where(lost_PG, torch.ones_like(rewards_PG), batch.rewards_PG)
+    if faults.verifier_fault == "skips_short":
+        short = [len(text.strip().splitlines()) <= 2 for text in batch.completions_N.texts]
+        short_PG = torch.tensor(short, device=rewards_PG.device).view(rewards_PG.shape)
+        rewards_PG = torch.where(short_PG, torch.ones_like(rewards_PG), batch.rewards_PG)
     return replace(batch, rewards_PG=rewards_PG, advantages_PG=group_advantages(rewards_PG))
 
 

@@ -144,7 +144,7 @@ class Trainer:
         with clock.phase("rewards"):
             if scene is not None:
                 scored = scene.score(completions, rollouts)
-                batch = method.judge(faulty_rewards(scored, self.task, c.faults), c)
+                batch = method.judge(faulty_rewards(scored, c.faults), c)
             demonstrations = faulty_demonstrations(
                 method.learn_from(self.policy, drawn, batch, number, c),
                 number,

@@ -12,12 +12,12 @@ from typing import Any
 import gradio as gr
 
 from workbench.session import Session
-from workbench.ui import alignment, coordinator, gain, rollouts, run
+from workbench.ui import alignment, compare, coordinator, gain, rollouts, run
 from workbench.ui.header import INTRODUCTION, header_html
 from workbench.ui.parts import Updates, Values, View, help_text, page
 from workbench.ui.theme import CSS, THEME
 
-TABS = (run, gain, alignment, coordinator, rollouts)
+TABS = (run, gain, alignment, coordinator, rollouts, compare)
 """The tabs, left to right: modules with TITLE and build(session)."""
 
 LAUNCH: dict[str, Any] = {
@@ -85,4 +85,5 @@ def build_app(session: Session) -> gr.Blocks:
 
 def contents_key(session: Session) -> str:
     """Changes whenever a frame of the run does; phases within a step leave it as it is."""
-    return f"{session.reader.last_step()}/{len(session.frame('commands'))}/{session.state}"
+    rows = [len(session.frame(name)) for name in ("commands", "findings")]
+    return f"{session.reader.last_step()}/{rows}/{session.state}"

@@ -6,6 +6,7 @@ import html
 from pathlib import Path
 
 from workbench.session import Session
+from workbench.ui.findings import findings_line
 
 INTRODUCTION = (
     "This page trains a language model and shows, while it learns, what demonstrations add to "
@@ -33,7 +34,12 @@ def header_html(session: Session) -> str:
         f'<div class="wb-bar {"endless" if endless else ""} {state}">'
         f'<div style="width:{share:.1%}"></div></div>'
         f'<div class="wb-line" data-testid="progress">{_line(session)}</div>'
-        + (f'<div class="wb-error">{html.escape(session.error)}</div>' if session.error else "")
+        + findings_line(session.frame("findings"))
+        + "".join(
+            f'<div class="wb-error">{html.escape(line)}</div>'
+            for line in (session.error, session.paused_by)
+            if line
+        )
     )
 
 

@@ -14,6 +14,7 @@ from workbench.config import Knob
 from workbench.config.sections import ProbesConfig
 from workbench.probes.cost import probe_costs
 from workbench.session import Session
+from workbench.ui.findings import findings_html
 from workbench.ui.parts import (
     Column,
     Updates,
@@ -62,17 +63,21 @@ def build(session: Session) -> View:
             figures = _figures()
             seconds = live_plot(250, "plot-seconds")
             costs = live_table(300, "probe-costs")
-    seen_settings = gr.State("")
+    seen_settings, seen_findings = gr.State(""), gr.State("")
 
     def draw(values: Values) -> Updates:
         metrics, commands = session.frame("metrics"), session.frame("commands")
-        live = commands[commands["live"]]
+        found = session.frame("findings")
+        live, told = commands[commands["live"]], found[found["live"]]
         updates: Updates = {
-            plot: figure_json(plots.curves(metrics, name, live)) for name, plot in figures.items()
+            plot: figure_json(plots.curves(metrics, name, live, told))
+            for name, plot in figures.items()
         }
         updates[seconds] = figure_json(plots.phase_seconds(metrics))
         updates[costs] = cost_table(metrics, session.config.probes)
-        updates[findings] = findings_html(session.frame("findings"))
+        listed = findings_html(found)
+        if listed != values[seen_findings]:  # else: leave open what was opened
+            updates[findings] = updates[seen_findings] = listed
         settings = repr([session.config.get(knob.name) for knob in session.knobs])
         if settings != values[seen_settings]:  # else: leave what is being typed
             updates[seen_settings] = settings
@@ -80,8 +85,9 @@ def build(session: Session) -> View:
                 updates[knobs[knob.name]] = session.config.get(knob.name)
         return updates
 
-    outputs = {*figures.values(), seconds, costs, findings, seen_settings, *knobs.values()}
-    return View({seen_settings}, outputs, draw)
+    outputs = {*figures.values(), seconds, costs, findings, *knobs.values()}
+    seen = {seen_settings, seen_findings}
+    return View(seen, outputs | seen, draw)
 
 
 def _controls(session: Session) -> None:
@@ -192,23 +198,6 @@ def _figures() -> dict[str, Any]:
             for name in names[at : at + 3]:
                 figures[name] = live_plot(246, f"plot-{name}")
     return figures
-
-
-def findings_html(findings: pd.DataFrame) -> str:
-    """What the run wants a person to know, newest first. `findings`: frame "findings"."""
-    if findings.empty:
-        return quiet("Nothing looks wrong so far.")
-    rows = []
-    for row in findings.iloc[::-1].head(12).itertuples():
-        setting = (
-            f" Setting to look at: <code>{html.escape(row.setting)}</code>." if row.setting else ""
-        )
-        past = "" if row.live else ", before a rewind"
-        rows.append(
-            f'<li class="{html.escape(row.severity)}">{html.escape(row.message)}{setting}'
-            f"<small>{html.escape(row.severity)}, step {row.step}{past}</small></li>"
-        )
-    return f'<ul class="wb-findings">{"".join(rows)}</ul>'
 
 
 def cost_table(metrics: pd.DataFrame, schedule: ProbesConfig) -> str:
