@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +112,45 @@ def test_files_of_the_user_are_left_alone(tmp_path, config):
     RunStore.open(tmp_path / "run").close()
     assert all(file.exists() for file in mine)
     assert open_run(tmp_path / "run").snapshot_steps() == []
+
+
+def test_who_has_a_run_open_and_since_when(tmp_path, config):
+    with RunStore.create(tmp_path / "run", config):
+        holder = open_run(tmp_path / "run").holder
+        assert holder.pid == os.getpid() and time.time() - 60 < holder.since <= time.time()
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
+        with pytest.raises(RunFolderError, match=rf"since {clock}: .*; open_run\('.*'\) reads it"):
+            RunStore.open(tmp_path / "run")
+        (tmp_path / "run/lock").write_text("123")  # as an earlier workbench wrote it
+        with pytest.raises(RunFolderError, match="in use by process 123: close"):
+            RunStore.open(tmp_path / "run")
+    assert open_run(tmp_path / "run").holder is None
+
+
+def test_a_read_only_folder_is_read_and_not_written(config, record):
+    folder = Path(tempfile.mkdtemp()) / "run"  # not tmp_path: that is closed to other users
+    with RunStore.create(folder, config) as store:
+        store.append(record(1))
+    folder.parent.chmod(0o755)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    said, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)  # root may write anywhere
+            steps = len(open_run(folder).frame("rollouts")), open_run(folder).state
+            RunStore.open(folder)
+        except RunFolderError as error:
+            os.write(write, f"{steps} {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with open(said) as pipe:
+        assert re.fullmatch(
+            r"\(2, 'closed'\) cannot write to .*run: Permission denied; open_run\('.*'\) reads it",
+            pipe.read(),
+        )
+    shutil.rmtree(folder.parent)
