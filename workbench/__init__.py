@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from workbench.config import RunConfig as RunConfig
     from workbench.session import Session as Session
     from workbench.store import open_run as open_run
+    from workbench.store import run_tree as run_tree
     from workbench.training import methods as methods
 
 _HOME = {
@@ -25,9 +26,10 @@ _HOME = {
     "Session": "workbench.session",
     "compare": "workbench.comparing.running",
     "open_run": "workbench.store",
+    "run_tree": "workbench.store",
 }
 _ROOMS = {"plots": "workbench.plots", "methods": "workbench.training.methods"}
-__all__ = ["RunConfig", "Session", "compare", "methods", "open_run", "plots"]
+__all__ = ["RunConfig", "Session", "compare", "methods", "open_run", "plots", "run_tree"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from workbench.looking import Looking
 from workbench.probes.ledger import ledger, suspects
 from workbench.records import StepRecord
 from workbench.store import Run, RunStore, open_run
-from workbench.travelling import Travelling
+from workbench.travelling import AnyFinding, Travelling, settings_of
 from workbench.worker import Progress, SessionError, State, Worker
 
 
@@ -255,6 +255,19 @@ class Session(Looking, Travelling):
 
         self._worker.post("fork", "change", work, run_dir=str(run_dir), step=step, **plain)
         return Session.open(path)
+
+    def fork_with(
+        self, finding: AnyFinding, run_dir: str | Path | None = None, **changes: Any
+    ) -> Session:
+        """A fork from the step before a finding's onset, with the settings it suggests.
+
+        changes: settings instead of, or beside, the suggested ones. run_dir: default beside this
+        run. Raises as `fork`, and SessionError where the finding suggests no value.
+        """
+        found = self.finding(finding)
+        settings, step = settings_of(found, changes), self.before(found).step
+        name = f"{self.run_dir.name}-{found.detector}-from-{step}-{time.strftime('%H%M%S')}"
+        return self.fork(run_dir or self.run_dir.with_name(name), step=step, **settings)
 
     def _must_stand(self, name: str) -> None:
         if self._worker.busy:

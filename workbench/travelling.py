@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
+import pandas as pd
+
+from workbench.commands import SessionError
+from workbench.diagnosis import carriers
+from workbench.records import Finding
 from workbench.replay import Replay
 from workbench.replaying import OnTheWay, replay
+from workbench.store import Run
 from workbench.worker import Worker
+
+AnyFinding = Finding | Mapping[str, Any] | str
+"""A Finding, its row of the frame "findings", or its key."""
+
+MOST_DEMONSTRATIONS = 8
+
+
+@dataclass(frozen=True)
+class Before:
+    """Where a run still was well."""
+
+    step: int
+    """The last step before the onset: rewind to it, or fork from it."""
+    snapshot_step: int
+    """The snapshot from which it is reached."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What to read about a finding first, the clearest on top."""
+
+    step: int
+    """The step they were drawn at: the onset, or the last one recorded before it."""
+    rollouts: pd.DataFrame
+    """Training rollouts that carry it (workbench/diagnosis/carriers.py), as `Run.rollouts`."""
+    demonstrations: pd.DataFrame
+    """The step's demonstrations that push most against RL; by loss where that was not measured."""
 
 
 class Travelling:
     """A Session's travels in time that leave the run alone."""
 
     _worker: Worker
+    reader: Run
 
     def replay(
         self,
@@ -47,3 +83,74 @@ class Travelling:
             )
 
         return worker.post("replay", "look", look)
+
+    def before(self, finding: AnyFinding) -> Before:
+        """The step and the snapshot before a finding's onset.
+
+        Raises SessionError where there is no such finding.
+        """
+        found = self.finding(finding)
+        first = self._worker.engine.first_step
+        step = min(max(_onset(found) - 1, first), self.reader.last_step())
+        kept = [s for s in self.reader.snapshot_steps() if first <= s <= step]
+        return Before(step, max(kept, default=first))
+
+    def samples_of(self, finding: AnyFinding) -> Samples:
+        """The rollouts and demonstrations that carry a finding, at its onset.
+
+        Raises SessionError where there is no such finding, or no step was recorded.
+        """
+        found = self.finding(finding)
+        step = min(_onset(found), self.reader.last_step())
+        if step < 1:
+            raise SessionError("samples_of: no step has been recorded yet")
+        rollouts = self.reader.rollouts(step)
+        mine = rollouts[rollouts["purpose"] == "train"].set_index("sequence", drop=False)
+        shown = pd.DataFrame(self.reader.record(step).demonstrations)
+        if not shown.empty:
+            measured = shown["rl_cosine"].notna().any()
+            by, rising = ("rl_cosine", True) if measured else ("loss", False)
+            shown = shown.sort_values(by, ascending=rising, kind="stable")
+        return Samples(
+            step,
+            mine.loc[carriers(found.detector, rollouts)].reset_index(drop=True),
+            shown.head(MOST_DEMONSTRATIONS).reset_index(drop=True),
+        )
+
+    def finding(self, finding: AnyFinding) -> Finding:
+        """A finding by its key, by its row of the frame, or as it is.
+
+        Raises SessionError where there is no such key.
+        """
+        if isinstance(finding, Finding):
+            return finding
+        row: Mapping[str, Any]
+        if isinstance(finding, str):
+            frame = self.reader.frame("findings")
+            rows = frame[frame["key"] == finding]
+            if not finding or rows.empty:
+                known = ", ".join(key for key in frame["key"] if key) or "none"
+                raise SessionError(f"no finding {finding!r}; there are: {known}")
+            row = rows.iloc[-1]
+        else:
+            row = finding
+        return Finding(**{field.name: row[field.name] for field in fields(Finding)})
+
+
+def settings_of(finding: Finding, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fork that answers a finding changes: its suggestion, and `changes` over it.
+
+    Raises SessionError where that is nothing.
+    """
+    told = {name: value for name, value in finding.suggestion.items() if value is not None}
+    settings = {**told, **changes}
+    if not settings:
+        names = [*finding.suggestion] or [finding.setting or "base_lr"]
+        raise SessionError(
+            f"fork_with: {finding.detector} suggests no value; give one, e.g. {names[0]}=…"
+        )
+    return settings
+
+
+def _onset(finding: Finding) -> int:
+    return finding.since or finding.step

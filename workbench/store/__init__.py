@@ -3,6 +3,7 @@
 from workbench.store.errors import BudgetError, DamagedError, RunFolderError, WriteError
 from workbench.store.reader import Run, open_run
 from workbench.store.snapshots import Snapshot
+from workbench.store.tree import branch_metrics, run_tree
 from workbench.store.writer import RunStore
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "RunStore",
     "Snapshot",
     "WriteError",
+    "branch_metrics",
     "open_run",
+    "run_tree",
 ]
