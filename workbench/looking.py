@@ -8,6 +8,7 @@ after a look is bit-identical.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isnan
 from typing import Literal, get_args
 
 from workbench.policy import PolicyName
@@ -42,6 +43,19 @@ from workbench.worker import SessionError, Worker
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Scales of a dose–response curve, unless others are asked for."""
+
+
+GRPO_METHODS = (
+    "bridge",
+    "grpo",
+    "naive_mix",
+    "cold_start",
+    "alternating",
+    "chord_mu",
+    "chord_phi",
+    "relift",
+)
+"""Methods whose rollouts are all learned by GRPO's own objective."""
 
 
 class Looking:
@@ -217,7 +231,13 @@ class Looking:
 
         Read from the record alone. Raises RunFolderError, SessionError where there is no such one.
         """
-        config = self.reader.config_at(step).training
+        run = self.reader.config_at(step)
+        if run.method not in GRPO_METHODS or run.training.rl_loss != "grpo":
+            raise SessionError(
+                f"token_terms: written out for the objective of GRPO; method {run.method!r} with "
+                f"rl_loss {run.training.rl_loss!r} has another"
+            )
+        config = run.training
         rows = [row for row in self.reader.record(step).rollouts if row.purpose == "train"]
         n_tokens = sum(len(row.token_ids) for row in rows)
         for row in rows:
@@ -238,6 +258,11 @@ class Looking:
             )
         for row in self.reader.record(step).rollouts:
             if (row.sequence, row.purpose, row.policy) == (sequence, purpose, written_by):
+                if row.written_by or not isnan(row.plan_length):
+                    raise SessionError(
+                        f"counterfactual: rollout {sequence} of step {step} had help, so its noise "
+                        "says nothing; give prompt and text"
+                    )
                 return row
         raise SessionError(
             f"counterfactual: step {step} has no {purpose} rollout {sequence} of {written_by}"
