@@ -120,7 +120,7 @@ def check_vanishing(h: History) -> Iterator[Symptom]:
 
 def check_zero(h: History) -> Iterator[Symptom]:
     """A norm that is exactly zero three times in a row: a part that gets no gradient at all."""
-    for name in NORMS:
+    for name in ("grad_norm", "grad_norm/sft", "baseline/grad_norm", "coordinator/grad_norm"):
         last = h.tail(name, 3)
         if len(last) == 3 and not last.any() and not solved(h):
             yield Symptom(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from workbench.diagnosis.detector import Detector, Severity, Symptom, higher
 from workbench.diagnosis.history import History
+from workbench.diagnosis.statistics import binomial_error
 
 WARNING, CRITICAL = 0.50, 0.75
 """[rldoctor advantage_collapse]"""
@@ -14,10 +15,14 @@ EASY, HARD = 0.85, 0.15
 
 
 def check(h: History) -> Iterator[Symptom]:
-    """Half of the groups and more, split into too easy (a note: it is success) and too hard."""
+    """More than half of the groups, split into too easy (a note: it is success) and too hard.
+
+    More than half: by two standard errors of the share over 8 steps.
+    """
     name = "frac_reward_zero_std"
     alike = h.level(name, 8)
-    if h.count(name) < 8 or alike < WARNING:
+    error = 2 * binomial_error(alike, 8 * (h.setting("prompts_per_step") or 10_000))
+    if h.count(name) < 8 or alike < WARNING + error:
         return
     easy, hard = h.level("groups/too_easy", 8), h.level("groups/too_hard", 8)
     reward = h.level("reward", 8)
@@ -33,7 +38,7 @@ def check(h: History) -> Iterator[Symptom]:
         causes: tuple[str, ...] = ("the model has outgrown these prompts",)
         suggestion: dict[str, object] = {"terms": None, "temperature": None}
     elif hard >= 2 * easy:
-        kind, severity = "too-hard", "critical" if alike >= CRITICAL else "warning"
+        kind, severity = "too-hard", "critical" if alike >= CRITICAL + error else "warning"
         message = "hardly ever solved: most groups are all wrong"
         causes = (
             "the prompts are too hard for this model",
@@ -42,7 +47,7 @@ def check(h: History) -> Iterator[Symptom]:
         )
         suggestion = {**higher(h, "group_size", 2), "temperature": 1.0}
     else:
-        kind, severity = "alike", "critical" if alike >= CRITICAL else "warning"
+        kind, severity = "alike", "critical" if alike >= CRITICAL + error else "warning"
         message = "either always or never solved, with little between"
         causes = ("rollouts of a prompt are nearly copies: the temperature is too low",)
         suggestion = {"temperature": 1.0, **higher(h, "group_size", 2)}
