@@ -12,10 +12,10 @@ from tests.diagnosis.made import healthy
 from tests.frames import make_records
 from workbench.__main__ import main
 from workbench.config import RunConfig
-from workbench.diagnosis.doctor import examine
+from workbench.diagnosis.doctor import examine, settings_in_force
 from workbench.diagnosis.logs import read_log
-from workbench.records import Finding
-from workbench.store import RunFolderError, RunStore
+from workbench.records import CommandRow, Finding
+from workbench.store import RunFolderError, RunStore, open_run
 
 
 def trl_history(n: int = 40, cut_off: float = 0.0) -> list[dict[str, float]]:
@@ -164,6 +164,27 @@ def test_a_run_folder_has_its_rollouts_read_and_its_own_findings_told(tmp_path: 
     assert not [f for f in told if f.message == "stale"]  # detectors are asked anew
     skipped = {s.detector for s in report.diagnosis.skipped}
     assert "verifier_noisy" not in skipped  # its metric was read from the rollouts
+
+
+def test_settings_are_those_in_force_at_a_step_and_a_fork_s_its_own(tmp_path: Path):
+    def change(step: int, **arguments: object) -> CommandRow:
+        return CommandRow(step, "rollouts", 0.0, "set", arguments, "done")
+
+    records = make_records(6)
+    with RunStore.create(tmp_path / "run", RunConfig()) as store:
+        for record in records:
+            store.append(record)
+            if record.step == 3:
+                store.add_command(change(3, kl_coef=0.5))
+        fork = store.fork(tmp_path / "fork", 5, RunConfig().with_changes(kl_coef=0.25))
+    with fork:
+        fork.append(records[5])
+        fork.add_command(change(6, clip_range=0.1))
+    in_force = settings_in_force(open_run(tmp_path / "run"))
+    assert [in_force(step)["kl_coef"] for step in (1, 3, 4, 6)] == [1e-3, 1e-3, 0.5, 0.5]
+    in_force = settings_in_force(open_run(tmp_path / "fork"))
+    assert [in_force(step)["kl_coef"] for step in (5, 6, 7)] == [0.25] * 3
+    assert in_force(7)["clip_range"] == 0.1
 
 
 def test_hostile_text_of_a_log_is_printed_harmless(tmp_path: Path):

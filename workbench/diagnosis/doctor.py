@@ -150,9 +150,13 @@ def diagnose_run(run: Run) -> Diagnosis:
 
 
 def settings_in_force(run: Run) -> Callable[[int], Mapping[str, Any]]:
-    """The run's settings by leaf name at a step, its live changes applied; ask in order."""
-    commands = run.frame("commands")
-    done = commands[commands["live"] & (commands["name"] == "set")]
+    """The run's settings by leaf name at a step, its live changes applied; ask in order.
+
+    Of a fork's trunk the folder holds no settings: the fork's own stand in for them.
+    """
+    commands = run.frame("commands", history=True)
+    own = commands["timeline"] >= run.meta["config_timeline"]
+    done = commands[own & commands["live"] & (commands["name"] == "set")]
     done = done[done["outcome"] == "done"]
     changes = [(int(s), a) for s, a in zip(done["step"], done["arguments"], strict=True)]
     config: RunConfig = run.config
