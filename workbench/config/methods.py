@@ -88,3 +88,23 @@ class MethodSettings(Section):
     """ActGuide: rollouts of each trial. [2]"""
     guide_dual_clip: float = Field(3.0, ge=1.0, le=100.0)
     """ActGuide: bound of ρ where the advantage is negative. [3]"""
+    aipo_verify: str = Field("?v", min_length=1)
+    """AIPO: what the policy writes to have its text so far checked."""
+    aipo_knowledge: str = Field("?k", min_length=1)
+    """AIPO: … to be told something about the problem."""
+    aipo_reasoning: str = Field("?r", min_length=1)
+    """AIPO: … to be told the next step."""
+    aipo_queries: int = Field(2, ge=1)
+    """AIPO: most queries in a rollout."""
+    aipo_prompt: str = ""
+    """AIPO: text behind each training prompt, e.g. how to ask; evaluations are without it."""
+    aipo_url: str = ""
+    """AIPO: an OpenAI-compatible endpoint, as http://localhost:8000/v1; empty: built-in helpers."""
+    aipo_model: str = ""
+    """AIPO: the model's name at that endpoint."""
+    aipo_timeout: float = Field(30.0, gt=0)
+    """AIPO: seconds until a call counts as failed."""
+    aipo_retries: int = Field(2, ge=0)
+    """AIPO: calls after a failed one."""
+    aipo_calls: int = Field(256, ge=0)
+    """AIPO: calls to the endpoint in a step, retries included; then queries stay without answer."""

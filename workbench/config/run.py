@@ -57,6 +57,7 @@ MethodName = Literal[
     "prefix_rft",
     "uft",
     "actguide",
+    "aipo",
 ]
 """The methods that come with the workbench."""
 
@@ -113,7 +114,7 @@ class RunConfig(Section):
             raise ConfigError("\n".join(_explain(error))) from None
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> RunConfig:
+    def preset(cls, name: str, /, **changes: Any) -> RunConfig:
         """A named starting point, with `changes` applied: RunConfig.preset('pocket', seed=1)."""
         if name not in PRESETS:
             raise ConfigError(f"preset: no preset {name!r}; there are {', '.join(PRESETS)}")
@@ -126,16 +127,19 @@ class RunConfig(Section):
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"config: cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"config: {path} is not UTF-8 text") from None
         try:
-            return cls.parse(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"config: {path} is not TOML: {error}") from None
+            values = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+            raise ConfigError(f"config: {path} is not TOML: {_shown(str(error), 200)}") from None
+        return cls.parse(values)
 
     def to_toml(self) -> str:
         """The whole config as TOML; `RunConfig.load` reads it back equal."""
         return tomli_w.dumps(self.model_dump(mode="json"))
 
-    def with_changes(self, **changes: Any) -> RunConfig:
+    def with_changes(self, /, **changes: Any) -> RunConfig:
         """A copy with settings replaced, by leaf name: with_changes(base_lr=1e-5, seed=3).
 
         A whole section may be given too: with_changes(task={"kind": "dataset", "data": "x.jsonl"}).
@@ -149,7 +153,8 @@ class RunConfig(Section):
             elif name in sections:
                 values[sections[name]][name] = value
             else:
-                raise ConfigError(f"{name}: no such setting{_suggest(name, [*values, *sections])}")
+                near = _suggest(name, [*values, *sections])
+                raise ConfigError(f"{_shown(name)}: no such setting{near}")
         return RunConfig.parse(values)
 
     def get(self, name: str) -> Any:
@@ -158,7 +163,7 @@ class RunConfig(Section):
             return getattr(self, name)
         sections = self._leaf_sections()
         if name not in sections:
-            raise ConfigError(f"{name}: no such setting{_suggest(name, list(sections))}")
+            raise ConfigError(f"{_shown(name)}: no such setting{_suggest(name, list(sections))}")
         return getattr(getattr(self, sections[name]), name)
 
     def flat(self) -> dict[str, Any]:
@@ -207,7 +212,7 @@ def _knobs() -> list[Knob]:
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
-        where = [str(part) for part in problem["loc"]]
+        where = [_shown(str(part)) for part in problem["loc"]]
         kinds = {get_args(t.model_fields["kind"].annotation)[0] for t in _TASK_TYPES}
         where = [
             p for i, p in enumerate(where) if not (i == 1 and where[0] == "task" and p in kinds)
@@ -216,12 +221,23 @@ def _explain(error: ValidationError) -> list[str]:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{name}: no such setting{_suggest(where[-1], _all_leaves())}")
         elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
+            lines.append(_shown(str(problem["ctx"]["error"]), 500))
         else:
-            value = repr(problem.get("input"))
-            shown = value if len(value) <= 60 else value[:57] + "…"
-            lines.append(f"{name}: {problem['msg']} (got {shown})")
-    return lines
+            lines.append(f"{name}: {problem['msg']} (got {_shown(_repr(problem['input']))})")
+    return list(dict.fromkeys(lines))
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} too long to write"
+
+
+def _shown(text: str, length: int = 60) -> str:
+    """Text from a config as one line can hold it: nothing that breaks or reverses the line."""
+    plain = text if text.isprintable() else ascii(text)[1:-1]
+    return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -6,6 +6,7 @@ import importlib
 
 from workbench.config import ConfigError, RunConfig
 from workbench.training.methods.actguide import ActGuide
+from workbench.training.methods.aipo import AIPO
 from workbench.training.methods.alternating import Alternating
 from workbench.training.methods.bridge import Bridge
 from workbench.training.methods.chord import ChordMu, ChordPhi
@@ -47,6 +48,7 @@ _BUILT_IN: tuple[type[Method], ...] = (
     PrefixRFT,
     UFT,
     ActGuide,
+    AIPO,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _BUILT_IN}
 
