@@ -122,7 +122,7 @@ def _count(text: str) -> int:
 def _setting(text: str) -> tuple[str, Any]:
     """'base_lr=1e-5' → ('base_lr', 1e-05): a TOML value, or a bare string where it is not one."""
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not key.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
