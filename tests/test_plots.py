@@ -27,6 +27,10 @@ EVERY_FIGURE = {
     "heatmap shared": lambda f: plots.gain_heatmap(f["gain"], "shared"),
     "heatmap rank": lambda f: plots.gain_heatmap(f["gain"], "shared", rows="rank"),
     "by prompt": lambda f: plots.gain_by_prompt(f["gain"]),
+    "gain estimates": lambda f: plots.gain_estimates(
+        f["gain"].query("step == 10 and estimator == 'shared'"),
+        f["gain"].query("step == 10 and estimator == 'paired'"),
+    ),
     "gain over time": lambda f: plots.gain_over_time(f["gain"]),
     "gain shares": lambda f: plots.gain_shares(f["gain"], "shared"),
     "alignment": lambda f: plots.alignment_over_time(f["alignment"]),

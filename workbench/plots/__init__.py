@@ -32,6 +32,7 @@ from workbench.plots.curves import PANELS, Line, Panel, curves, mark_commands, p
 from workbench.plots.demonstrations import demonstration_visits
 from workbench.plots.gain import (
     gain_by_prompt,
+    gain_estimates,
     gain_heatmap,
     gain_over_time,
     gain_shares,
@@ -64,6 +65,7 @@ __all__ = [
     "dose_response",
     "effective_ranks",
     "gain_by_prompt",
+    "gain_estimates",
     "gain_heatmap",
     "gain_over_time",
     "gain_shares",

@@ -299,3 +299,61 @@ def gain_shares(
     drawn.update_xaxes(type="category", tickangle=0)
     drawn.update_yaxes(range=[0, 1], tickformat=".0%")
     return drawn
+
+
+def gain_estimates(shared: pd.DataFrame, paired: pd.DataFrame) -> go.Figure:
+    """Each prompt's shared estimate against its paired one, with both 95 % intervals.
+
+    `shared`, `paired`: rows of frame "gain", or GainRows as a frame, of the same prompts at the
+    same weights. On the diagonal the two agree. Blanked prompts stand in a strip below the others,
+    at their paired value: they are those on which the two policies differ most.
+    """
+    title = "Shared estimate against paired, prompt by prompt"
+    both = shared.merge(paired, on="prompt_id", suffixes=("", "_paired"))
+    if both.empty:
+        return empty(title, "No prompt has both estimates.")
+    both = both.assign(prompt=both["prompt"].str.strip())
+    known, blanked = both[both["gain"].notna()], both[both["gain"].isna()]
+    drawn = figure(title, x="paired gain (the truth, with its noise)", y="shared gain")
+    ends = both[["low_paired", "high_paired", "low", "high"]].to_numpy(dtype=float)
+    reach = float(np.nanmax(np.abs(ends))) if np.isfinite(ends).any() else 1.0
+    line = {"color": MUTED, "width": 1, "dash": "dot"}
+    drawn.add_shape(type="line", x0=-reach, y0=-reach, x1=reach, y1=reach, line=line)
+    across = _whiskers(
+        both.assign(
+            gain=both["gain_paired"],
+            low=both["low_paired"],
+            high=both["high_paired"],
+            standard_error=both["standard_error_paired"],
+        )
+    )
+    for rows, y, colour, symbol, name in (
+        (known, known["gain"], JOINT, "circle", "both known"),
+        (blanked, blanked["gain"].fillna(-1.1 * reach), AGAINST, "x", "shared blanked"),
+    ):
+        at = both.index.isin(rows.index)
+        drawn.add_trace(
+            go.Scatter(
+                x=rows["gain_paired"].to_numpy(),
+                y=y.to_numpy(),
+                mode="markers",
+                error_x={
+                    "array": across["array"][at],
+                    "arrayminus": across["arrayminus"][at],
+                    "color": "rgba(139,147,161,0.5)",
+                    "thickness": 1,
+                },
+                error_y=_whiskers(rows) | {"color": "rgba(139,147,161,0.5)", "thickness": 1},
+                marker={"color": colour, "symbol": symbol, "size": 8},
+                name=f"{name} ({len(rows)})",
+                text=[
+                    f"{paragraph(row.prompt, 48, 2)}<br>paired {row.gain_paired:+.3f}, shared "
+                    f"{row.gain:+.3f}, ESS {row.ess:.1f} of {row.n_rollouts}"
+                    for row in rows.itertuples()
+                ],
+                customdata=rows["prompt_id"].to_numpy(),
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    drawn.update_layout(showlegend=True)
+    return drawn
