@@ -171,6 +171,7 @@ COORDINATOR_BLOWUP = Detector(
     (("coordinator/ratio",),),
     check_blowup,
     "[ours]: 0.3 and 1 of the weights' norm",
+    at_once=True,
 )
 DRIFT = Detector(
     "baseline_drift",

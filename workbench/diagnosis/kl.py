@@ -26,13 +26,15 @@ CAUSES = (
 
 
 def check_blowup(h: History) -> Iterator[Symptom]:
-    """KL beyond 2 nats a token, beyond 0.5 while nothing is gained, or jumping."""
+    """KL beyond 2 nats a token in three steps, beyond 0.5 while nothing is gained, or jumping."""
     now = h.level("kl")
     rewards = h.tail("reward", 20)
     gaining = trend_z(rewards) > 1.0 or solved(h)
-    if h.count("kl") >= 5 and now >= HIGH and not (gaining and now < EXTREME):
+    early = h.count("kl") >= 3 and h.level("kl", 3) >= EXTREME
+    enough = h.count("kl") >= 8 and now >= HIGH and not (gaining and now < EXTREME)
+    if early or enough:
         stalled = not gaining
-        severity = "critical" if now >= EXTREME and stalled else "warning"
+        severity = "critical" if max(now, h.level("kl", 3)) >= EXTREME and stalled else "warning"
         since = h.since("kl", lambda v: v >= HIGH)
         yield Symptom(
             severity,  # type: ignore[arg-type]
@@ -49,7 +51,7 @@ def check_blowup(h: History) -> Iterator[Symptom]:
         z = robust_z(value, past)
         if z >= JUMP_Z and value > 2 * float(past.max()):
             yield Symptom(
-                "warning",
+                "note",  # k3 of a single unlikely text can do it
                 h.step,
                 f"KL to the starting policy jumped to {value:.2g} at step {h.step} from a median "
                 f"of {np.median(past):.2g}.",
@@ -89,6 +91,10 @@ def check_strangled(h: History) -> Iterator[Symptom]:
 
 
 BLOWUP = Detector(
-    "kl_blowup", (("kl",),), check_blowup, "rldoctor kl_drift: 0.5 high, 2.0 extreme; jump [ours]"
+    "kl_blowup",
+    (("kl",),),
+    check_blowup,
+    "rldoctor kl_drift: 0.5 high, 2.0 extreme; jump [ours]",
+    at_once=True,
 )
 STRANGLED = Detector("kl_strangled", (("kl",),), check_strangled, "rldoctor kl_drift: 1e-4")

@@ -69,7 +69,11 @@ def check_plateau(h: History) -> Iterator[Symptom]:
 
 
 FALL = Detector(
-    "accuracy_fall", (("eval/accuracy",),), check_fall, "[ours]: 3 standard errors and 0.15"
+    "accuracy_fall",
+    (("eval/accuracy",),),
+    check_fall,
+    "[ours]: 3 standard errors and 0.15",
+    at_once=True,
 )
 PLATEAU = Detector(
     "plateau",

@@ -90,7 +90,7 @@ def check_silent(h: History) -> Iterator[Symptom]:
         return
     value = float(rewards[0])
     perfect = value == 1.0 and not h.tail("eval/accuracy", 2).min(initial=1.0) < 0.9
-    held_out = h.level("eval/accuracy", 2)
+    held_out = h.level("eval/accuracy", 1)
     also = (
         f" The held-out accuracy is {held_out:.0%}: the verifier is broken."
         if (value == 0 and held_out >= 0.05)

@@ -67,10 +67,12 @@ def check_gibberish(h: History) -> Iterator[Symptom]:
                 kind="unanswered",
             )
         elif h.level(name, 8) >= 0.95 and early >= 0.95:
+            since = h.since(name, lambda v: v >= 0.95)
             yield Symptom(
                 "critical",
-                h.since(name, lambda v: v >= 0.95),
-                "No answer is found in any completion, from the start.",
+                since,
+                f"No answer is found in {h.level(name, 8):.0%} of the completions since step "
+                f"{since}.",
                 {"metric": name, "early": early, "now": now},
                 (
                     "the answer's pattern does not fit what the model writes",
