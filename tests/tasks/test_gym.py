@@ -160,3 +160,18 @@ def test_missing_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(builtins, "__import__", without_gym)
     with pytest.raises(ConfigError, match=r"pip install 'bridge-workbench\[gym\]'"):
         chain_sum()
+
+
+def test_a_demonstrations_own_prompt_is_scored_by_what_is_known_of_it() -> None:
+    """Methods that learn by RL on demonstrations' prompts score against the whole entry."""
+    gym = chain_sum(
+        gym_name="knights_knaves",
+        gym_settings={},
+        gym_train=4,
+        gym_validation=2,
+        gym_demonstrations=4,
+    )
+    for demo in gym.demonstrations():
+        problem = Problem(demo.id, demo.prompt, demo.answer)
+        assert gym.reward(demo.solution, problem) == 1.0
+        assert gym.reward("<answer>nobody</answer>", problem) == 0.0

@@ -145,17 +145,19 @@ class GymTask:
         return self._problems[split]
 
     @cached_property
-    def _demonstrations(self) -> list[Demonstration]:
-        c = self.config
+    def _demonstration_entries(self) -> dict[str, dict[str, Any]]:
         taken = {
             entry["question"]
             for split in ("validation", "hard")
             for entry in self._entries[split].values()
         }
-        entries = self._draw("demo", c.gym_demonstrations, "gym_demonstrations", taken)
+        return self._draw("demo", self.config.gym_demonstrations, "gym_demonstrations", taken)
+
+    @cached_property
+    def _demonstrations(self) -> list[Demonstration]:
         return [
             Demonstration(name, self._prompt(entry), self._solution(entry), str(entry["answer"]))
-            for name, entry in entries.items()
+            for name, entry in self._demonstration_entries.items()
         ]
 
     def _solution(self, entry: dict[str, Any]) -> str:
@@ -199,6 +201,10 @@ class GymTask:
         for entries in self._entries.values():
             if problem.id in entries:
                 return entries[problem.id]
+        if problem.id.startswith("demo-"):  # a method that learns by RL on demonstrations' prompts
+            shown = self._demonstration_entries.get(problem.id)
+            if shown is not None and self._prompt(shown) == problem.prompt:
+                return shown
         return {"question": problem.prompt, "answer": problem.answer, "metadata": {}}
 
     def partial_credit(self, found: str, problem: Problem) -> float:
