@@ -75,7 +75,11 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
             architecture = AutoConfig.from_pretrained(source, trust_remote_code=False)
             _check_causal(config.path, architecture)
             model, loading = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,  # the other format is a pickle, which can run code
+                output_loading_info=True,
             )
             if loading["missing_keys"]:
                 raise ConfigError(
@@ -221,7 +225,9 @@ def _locate(config: ModelConfig) -> tuple[str, str]:
                 "model.path: smollm2 is not here yet; run `python -m workbench fetch smollm2`"
             )
         return str(smollm2_folder()), ""
-    path = Path(config.path).expanduser()
+    path, inside = Path(config.path).expanduser(), Path(config.gguf_file)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(f"model.gguf_file: {config.gguf_file!r} is not inside {config.path!r}")
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), path.name
     if path.is_file():
