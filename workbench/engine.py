@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from workbench.config import ConfigError, ModelConfig, RunConfig
-from workbench.diagnosis import RunWatch, signs
+from workbench.diagnosis import Judge, RunWatch, signs
 from workbench.policy import Policy
 from workbench.records import PHASES, CommandRow, Finding, StepRecord
 from workbench.store import BudgetError, RunFolderError, RunStore, Snapshot, open_run
@@ -91,6 +91,7 @@ class Engine:
         self.alarms: list[Finding] = []
         """Findings of the last step whose policy is to pause."""
         self._watch = RunWatch(store)
+        self._judge = Judge(self.task)
         self.snapshot_ended: Callable[[], None] = lambda: None
         """Called in another thread when a snapshot that `step` began is written."""
         self._over_budget = False  # whether that was said already
@@ -104,6 +105,7 @@ class Engine:
         """Execute step `number` from the present state and apply its update; nothing is stored."""
         record = self.trainer.step(number, control)
         record.metrics.update(signs(record.rollouts, self.config.training.clip_range))
+        record.metrics.update(self._judge.signs(record.demonstrations))
         return record
 
     def step(self, control: Control) -> StepRecord:

@@ -28,7 +28,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "fault-demonstrations": {
         "task": {
             "kind": "arithmetic",
-            "flaws": {"wrong_step": 0.0, "wrong_answer": 0.5, "detour": 0.0, "other_task": 0.5}
+            "flaws": {"wrong_step": 0.0, "wrong_answer": 0.5, "detour": 0.0, "other_task": 0.5},
         },
     },
     "fault-coordinator-lr": {"training": {"coordinator_lr": 5e-2}},
@@ -50,7 +50,11 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "fault-silent-verifier": ("verifier_silent",),
     "fault-flip-20": ("verifier_noisy",),
     "fault-flip-40": ("verifier_noisy",),
-    "fault-demonstrations": ("sft_rl_conflict", "coordinator_harm", "accuracy_fall"),
+    "fault-demonstrations": (
+        "demonstrations_rejected",
+        "sft_rl_conflict",
+        "coordinator_harm",
+    ),
     "fault-coordinator-lr": ("coordinator_blowup",),
     "fault-temperature": ("entropy_collapse", "zero_variance_groups"),
     "fault-length": ("truncation",),

@@ -53,6 +53,7 @@ def healthy(seed: int = 0, n_steps: int = N_STEPS) -> pd.DataFrame:
             "eval/baseline_accuracy": np.where(
                 evaluated, np.clip(accuracy - 0.03 + noise(0.04), 0, 1), np.nan
             ),
+            "demonstrations/rejected": rng.binomial(16, 0.19, n_steps) / 16,
             "verifier/inconsistent": np.zeros(n_steps),
             "verifier/pairs": np.full(n_steps, 80.0),
             "sampling/sampling_logp_difference/mean": np.abs(noise(1e-6)),

@@ -98,6 +98,7 @@ TROUBLES: dict[str, tuple[Callable[..., None], int]] = {
     "verifier_noisy": (_set("verifier/inconsistent", 0.3), 1),
     "reward_errors": (_share_of_errors, 2),
     "verifier_silent": (_all(_set("reward", 0.0), _set("reward_std", 0.0)), 0),
+    "demonstrations_rejected": (_set("demonstrations/rejected", 1.0), 1),
     "sft_rl_conflict": (_set("alignment/cosine", -0.3), 2),
     "coordinator_harm": (_set("gain/shared", -0.2), 2),
     "coordinator_blowup": (_measured("coordinator/ratio", 0.6), 0),

@@ -8,9 +8,10 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from workbench.diagnosis import carriers, signs
+from workbench.diagnosis import Judge, carriers, signs
 from workbench.diagnosis.signs import loops
-from workbench.records import RolloutRow
+from workbench.records import DemonstrationRow, RolloutRow
+from workbench.tasks.problem import Demonstration, Problem
 
 
 def rollout(
@@ -91,3 +92,31 @@ def test_without_training_rollouts_there_are_no_signs():
 )
 def test_a_loop_is_a_unit_repeated_to_the_end(ids: list[int], looping: bool):
     assert loops(ids) is looping
+
+
+def test_demonstrations_are_judged_by_the_task_once_each():
+    class Sums:
+        asked = 0
+
+        def demonstrations(self) -> list[Demonstration]:
+            return [
+                Demonstration("right", "1+1", "#2", "2"),
+                Demonstration("wrong", "1+1", "#3", "2"),
+                Demonstration("open", "write", "a poem", ""),
+            ]
+
+        def reward(self, completion: str, problem: Problem) -> float:
+            self.asked += 1
+            return float(completion == f"#{problem.answer}")
+
+    def row(name: str) -> DemonstrationRow:
+        return DemonstrationRow(1, name, "", "", "", 0.0, 1, *[math.nan] * 4)
+
+    task = Sums()
+    judge = Judge(task)  # type: ignore[arg-type]
+    assert judge.signs([row("right"), row("wrong"), row("wrong"), row("open")]) == {
+        "demonstrations/rejected": pytest.approx(2 / 3)
+    }
+    assert judge.signs([row("open")]) == judge.signs([]) == {}
+    assert judge.signs([row("right")]) == {"demonstrations/rejected": 0.0}
+    assert task.asked == 2

@@ -61,6 +61,8 @@ class DiagnosisConfig(Section):
     """All rewards are the same."""
     reward_errors: Policy = "note"
     """A reward fails on more than 5 % of the completions."""
+    demonstrations_rejected: Policy = "note"
+    """The verifier rejects the demonstrations."""
     sft_rl_conflict: Policy = "note"
     """SFT and RL gradients oppose each other step after step."""
     coordinator_harm: Policy = "note"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from workbench.diagnosis.carriers import carriers
 from workbench.diagnosis.catalogue import DETECTORS, Diagnosis, diagnose, worst_first
+from workbench.diagnosis.demonstrations import Judge
 from workbench.diagnosis.detector import SEVERITIES, Detector, Skipped, Symptom, Watch
 from workbench.diagnosis.history import History
 from workbench.diagnosis.signs import signs
@@ -26,6 +27,7 @@ __all__ = [
     "Detector",
     "Diagnosis",
     "History",
+    "Judge",
     "RunWatch",
     "SEVERITIES",
     "Skipped",

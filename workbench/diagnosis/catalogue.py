@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.diagnosis import (
     cooperation,
+    demonstrations,
     entropy,
     gradients,
     groups,
@@ -58,6 +59,7 @@ DETECTORS: tuple[Detector, ...] = (
     rewards.NOISY,
     rewards.SILENT_REWARD,
     reward_errors.DETECTOR,
+    demonstrations.DETECTOR,
     cooperation.CONFLICT,
     cooperation.HARM,
     cooperation.COORDINATOR_INERT,

@@ -8,8 +8,9 @@ from workbench.diagnosis.detector import Detector, Severity, Symptom, higher
 from workbench.diagnosis.history import History
 from workbench.diagnosis.statistics import binomial_error
 
-WARNING, CRITICAL = 0.50, 0.75
-"""[rldoctor advantage_collapse]"""
+NOTE, WARNING, CRITICAL = 0.50, 0.75, 0.90
+"""0.5 and 0.75: [rldoctor advantage_collapse], one severity lower: a run that has hard prompts and
+learns is healthy. 0.9: [ours]"""
 EASY, HARD = 0.85, 0.15
 """Mean reward that tells the two apart where the split was not measured. [rldoctor]"""
 
@@ -22,7 +23,7 @@ def check(h: History) -> Iterator[Symptom]:
     name = "frac_reward_zero_std"
     alike = h.level(name, 8)
     error = 2 * binomial_error(alike, 8 * (h.setting("prompts_per_step") or 10_000))
-    if h.count(name) < 8 or alike < WARNING + error:
+    if h.count(name) < 8 or alike < NOTE + error:
         return
     easy, hard = h.level("groups/too_easy", 8), h.level("groups/too_hard", 8)
     reward = h.level("reward", 8)
@@ -30,15 +31,17 @@ def check(h: History) -> Iterator[Symptom]:
         easy, hard = (alike, 0.0) if reward >= EASY else (0.0, alike)
         if HARD < reward < EASY:
             easy = hard = alike / 2
-    since = h.since(name, lambda v: v >= WARNING)
-    severity: Severity
+    since = h.since(name, lambda v: v >= NOTE)
+    severity: Severity = "warning" if alike >= WARNING + error else "note"
+    if alike >= CRITICAL:
+        severity = "critical"
     if easy >= 2 * hard:
         kind, severity = "too-easy", "note"
         message = "nearly always solved: most groups are all right"
         causes: tuple[str, ...] = ("the model has outgrown these prompts",)
         suggestion: dict[str, object] = {"terms": None, "temperature": None}
     elif hard >= 2 * easy:
-        kind, severity = "too-hard", "critical" if alike >= CRITICAL + error else "warning"
+        kind = "too-hard"
         message = "hardly ever solved: most groups are all wrong"
         causes = (
             "the prompts are too hard for this model",
@@ -47,7 +50,7 @@ def check(h: History) -> Iterator[Symptom]:
         )
         suggestion = {**higher(h, "group_size", 2), "temperature": 1.0}
     else:
-        kind, severity = "alike", "critical" if alike >= CRITICAL + error else "warning"
+        kind = "alike"
         message = "either always or never solved, with little between"
         causes = ("rollouts of a prompt are nearly copies: the temperature is too low",)
         suggestion = {"temperature": 1.0, **higher(h, "group_size", 2)}
@@ -67,5 +70,5 @@ DETECTOR = Detector(
     "zero_variance_groups",
     (("frac_reward_zero_std",),),
     check,
-    "rldoctor advantage_collapse: 50 %, 75 %; too easy is a note [ours]",
+    "rldoctor advantage_collapse: 50 %, 75 %, one severity lower; 90 % [ours]",
 )
