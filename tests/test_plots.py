@@ -287,6 +287,7 @@ def token_rows(pieces: list[str]) -> pd.DataFrame:
             "baseline_ratio": 1.2,
             "kl": np.nan,
             "coordinator_difference": 0.1,
+            "written_by": "policy",
             "why": [f"J_RL: 1 < 2 / {i + 1}" for i in range(n)],
         }
     )
@@ -326,6 +327,16 @@ def test_a_token_strip_has_all_measured_numbers_on_hover() -> None:
     assert read.titles[1].endswith("\nJ_RL: 1 < 2 / 2")
     read = Spans(plots.token_strip(token_rows(["1"]), "kl"))
     assert "not measured" in read.text
+
+
+def test_what_another_wrote_is_underlined_and_named() -> None:
+    rows = token_rows(["own", "theirs", "own"])
+    rows["written_by"] = ["policy", "<b>plan", "policy"]
+    strip = plots.token_strip(rows)
+    read = Spans(strip)
+    assert strip.count("border-bottom") == 1 and "written by <b>plan" in read.text
+    assert [("written by: <b>plan" in title) for title in read.titles] == [False, True, False]
+    assert "border-bottom" not in plots.token_strip(token_rows(["own"]))
 
 
 def test_a_rare_token_is_coloured_and_a_certain_one_is_not() -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from workbench.plots._theme import AGAINST, COORDINATOR, JOINT
+from workbench.plots._theme import AGAINST, COORDINATOR, JOINT, SFT
 
 Colouring = Literal[
     "probability",
@@ -99,7 +99,13 @@ def token_strip(tokens: pd.DataFrame, by: Colouring = "probability") -> str:
         hover = f"token {row['position']}: {row['token']!r}, id {row['token_id']}{numbers}"
         if row["why"]:
             hover += f"\n{row['why']}"
-        spans.append(_span(row["token"], hover, _colour(row[by], by)))
+        own = row["written_by"] == "policy"
+        if not own:
+            hover += f"\nwritten by: {row['written_by']}"
+        spans.append(_span(row["token"], hover, _colour(row[by], by), helped=not own))
+    others = sorted(set(tokens["written_by"]) - {"policy"})
+    if others:
+        head += f"; underlined: written by {html.escape(', '.join(others))}"
     return f'<div class="token-strip"><p>{head}</p><div class="tokens">{"".join(spans)}</div></div>'
 
 
@@ -130,10 +136,11 @@ def difference_strip(
     return f'<div class="token-strip"><div class="tokens">{"".join(spans)}</div></div>'
 
 
-def _span(piece: str, hover: str, colour: str, parted: bool = False) -> str:
+def _span(piece: str, hover: str, colour: str, parted: bool = False, helped: bool = False) -> str:
     mark = ' class="parting"' if parted else ""
+    line = f";border-bottom:2px solid {SFT}" if helped else ""
     return (
-        f'<span{mark} style="background:{colour}" title="{html.escape(hover)}">'
+        f'<span{mark} style="background:{colour}{line}" title="{html.escape(hover)}">'
         f"{visible(piece)}</span>"
     )
 

@@ -79,8 +79,8 @@ def token_frame(
     - kl: k3 estimate of KL(π_(θ+w) ‖ starting policy), nats
     - coordinator_difference: log π_(θ+w) − log π_θ, nats
 
-    and why: the token's term of each loss, filled in, and which way it pushes; empty without
-    `terms` (`Session.token_terms`).
+    written_by: 'policy', or who else wrote the token; why: its term of each loss, filled
+    in, and which way it pushes; empty without `terms` (`Session.token_terms`).
     """
     n = len(rollout.token_ids)
     unmeasured = np.full(n, np.nan)
@@ -106,6 +106,8 @@ def token_frame(
         frame["kl"] = k3(now, rollout.reference_logprob)
     if now and rollout.coordinator_off_logprob:
         frame["coordinator_difference"] = difference(now, rollout.coordinator_off_logprob)
+    writers = list(rollout.written_by)
+    frame["written_by"] = writers if writers else ["policy"] * n
     frame["why"] = [_told(each) for each in terms] if terms else ""
     return frame
 
