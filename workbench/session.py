@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from tqdm.auto import tqdm
 
 from workbench.config import KNOBS, ConfigError, Knob, RunConfig
+from workbench.inspecting import Inspecting
 from workbench.looking import Looking
 from workbench.probes.ledger import ledger, suspects
 from workbench.records import StepRecord
@@ -49,7 +50,7 @@ class _Resume:
         return owner.open if session is None else session.go_on
 
 
-class Session(Looking, Travelling):
+class Session(Looking, Inspecting, Travelling):
     """A run in progress."""
 
     resume = _Resume()
@@ -233,7 +234,8 @@ class Session(Looking, Travelling):
         off and leaves all as it was. Raises RunFolderError where there is no such step;
         SessionError while the run is going.
         """
-        self._worker.post("rewind", "change", lambda: self._rewind(step), step=step)
+        number = int(step)  # a frame's numbers are NumPy's
+        self._worker.post("rewind", "change", lambda: self._rewind(number), step=number)
 
     def _rewind(self, step: int) -> None:
         self._must_stand("rewind")
@@ -247,6 +249,7 @@ class Session(Looking, Travelling):
         while the run is going.
         """
         path, plain = Path(run_dir), _plain(changes)
+        step = None if step is None else int(step)  # a frame's numbers are NumPy's
 
         def work() -> None:
             self._must_stand("fork")

@@ -18,6 +18,7 @@ from workbench.plots.alignment import (
     layer_order,
     norm_ratio,
 )
+from workbench.plots.branches import branches
 from workbench.plots.compare import method_curves, overlaid_runs
 from workbench.plots.coordinator import (
     coordinator_ablation,
@@ -29,6 +30,7 @@ from workbench.plots.coordinator import (
     singular_values_over_time,
 )
 from workbench.plots.curves import PANELS, Line, Panel, curves, mark_commands, phase_seconds
+from workbench.plots.data import length_histogram
 from workbench.plots.demonstrations import demonstration_visits
 from workbench.plots.gain import (
     gain_by_prompt,
@@ -38,6 +40,7 @@ from workbench.plots.gain import (
     gain_shares,
     verdicts,
 )
+from workbench.plots.replay import layer_norms, update_sizes
 from workbench.plots.tokens import (
     COLOURINGS,
     Colouring,
@@ -54,6 +57,7 @@ __all__ = [
     "Part",
     "alignment_heatmap",
     "alignment_over_time",
+    "branches",
     "conflict_share",
     "coordinator_ablation",
     "coordinator_norms",
@@ -70,7 +74,9 @@ __all__ = [
     "gain_over_time",
     "gain_shares",
     "gain_signal",
+    "layer_norms",
     "layer_order",
+    "length_histogram",
     "logprob_difference",
     "mark_commands",
     "method_curves",
@@ -80,5 +86,6 @@ __all__ = [
     "singular_values",
     "singular_values_over_time",
     "token_strip",
+    "update_sizes",
     "verdicts",
 ]

@@ -12,12 +12,22 @@ from typing import Any
 import gradio as gr
 
 from workbench.session import Session
-from workbench.ui import alignment, compare, coordinator, gain, rollouts, run
+from workbench.ui import (
+    alignment,
+    branches,
+    compare,
+    coordinator,
+    data,
+    gain,
+    replay,
+    rollouts,
+    run,
+)
 from workbench.ui.header import INTRODUCTION, header_html
 from workbench.ui.parts import Updates, Values, View, help_text, page
 from workbench.ui.theme import CSS, THEME
 
-TABS = (run, gain, alignment, coordinator, rollouts, compare)
+TABS = (run, gain, alignment, coordinator, rollouts, data, replay, branches, compare)
 """The tabs, left to right: modules with TITLE and build(session)."""
 
 LAUNCH: dict[str, Any] = {
