@@ -12,6 +12,8 @@ from workbench.diagnosis.statistics import binomial_error
 
 CONFLICT_WINDOW, CONFLICT_SHARE = 8, 0.75
 HARM_Z, HARM_LEAST = -3.0, 0.05
+HARM_ESS = 0.8
+"""Effective sample size over G below which the shared gain is too biased to accuse by. [ours]"""
 INERT = 1e-4
 BLOWN, BLOWN_CRITICAL = 0.3, 1.0
 """‖ΔW‖/‖W‖ over all adapted matrices. [ours]"""
@@ -46,8 +48,8 @@ def check_conflict(h: History) -> Iterator[Symptom]:
 def check_harm(h: History) -> Iterator[Symptom]:
     """The joint policy does worse than the RL-only one, by z < −3 and 0.05.
 
-    Three measurements, each enough: the shared gain pooled over 10 steps, the last two paired
-    gains, and the last three evaluations of both policies.
+    Three measurements, each enough: the shared gain pooled over 10 steps (where most rollouts still
+    count for θ̂), the last two paired gains, and the last three evaluations of both policies.
     """
     suggestion = {"rl_weight": 0.8} | lower(h, "coordinator_lr", 5)
     causes = (
@@ -58,6 +60,8 @@ def check_harm(h: History) -> Iterator[Symptom]:
     for name, window in (("gain/shared", 10), ("gain/paired", 2)):
         gain, error = h.tail(name, window), h.tail(f"{name}_se", window)
         if len(gain) < window or len(error) < window or not error.any():
+            continue
+        if name == "gain/shared" and not h.level("gain/ess", window) >= HARM_ESS:
             continue
         mean, z = float(gain.mean()), float(gain.sum() / np.sqrt((error**2).sum()))
         if mean <= -HARM_LEAST and z <= HARM_Z:
