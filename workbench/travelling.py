@@ -27,7 +27,9 @@ class Before:
     """Where a run still was well."""
 
     step: int
-    """The last step before the onset: rewind to it, or fork from it."""
+    """Rewind to its end, or fork from it. A step's numbers describe the policy that it started
+    from: what is first seen at step 12 was done by step 11's update at the latest, so this is 10.
+    """
     snapshot_step: int
     """The snapshot from which it is reached."""
 
@@ -72,7 +74,7 @@ class Travelling:
         engine, worker = self._worker.engine, self._worker
 
         def look() -> Replay:
-            number = engine.step_number if step is None else step
+            number = engine.step_number if step is None else int(step)
             return replay(
                 engine,
                 number,
@@ -91,7 +93,7 @@ class Travelling:
         """
         found = self.finding(finding)
         first = self._worker.engine.first_step
-        step = min(max(_onset(found) - 1, first), self.reader.last_step())
+        step = min(max(_onset(found) - 2, first), self.reader.last_step())
         kept = [s for s in self.reader.snapshot_steps() if first <= s <= step]
         return Before(step, max(kept, default=first))
 
@@ -134,7 +136,8 @@ class Travelling:
             row = rows.iloc[-1]
         else:
             row = finding
-        return Finding(**{field.name: row[field.name] for field in fields(Finding)})
+        values = {field.name: row[field.name] for field in fields(Finding)}
+        return Finding(**values | {name: int(values[name]) for name in ("step", "since")})
 
 
 def settings_of(finding: Finding, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def _line(session: Session) -> str:
         parts.append(f"{_duration(progress.eta_seconds)} left")
     if session.state == "paused" and progress.phase:
         parts.append(f"paused before “{progress.phase}” of step {progress.step + 1}")
+    if progress.doing:
+        parts.append(progress.doing)
     if session.state == "idle" and progress.step == 0:
         parts.append("nothing has run yet")
     return " · ".join(html.escape(part) for part in parts)

@@ -15,6 +15,7 @@ from workbench.config.sections import ProbesConfig
 from workbench.probes.cost import probe_costs
 from workbench.session import Session
 from workbench.ui.findings import findings_html
+from workbench.ui.from_finding import FromFinding
 from workbench.ui.parts import (
     Column,
     Updates,
@@ -55,9 +56,10 @@ def build(session: Session) -> View:
     help_text(HELP)
     with gr.Row(equal_height=False):
         with gr.Column(scale=0, min_width=320):
-            _controls(session)
+            at_step = _controls(session)
             with gr.Accordion("Findings", open=True):
                 findings = page("", "findings")
+                about = FromFinding(session, at_step)
             knobs = _knobs(session)
         with gr.Column(scale=1, min_width=600):
             figures = _figures()
@@ -78,6 +80,7 @@ def build(session: Session) -> View:
         listed = findings_html(found)
         if listed != values[seen_findings]:  # else: leave open what was opened
             updates[findings] = updates[seen_findings] = listed
+            updates |= about.update(found)
         settings = repr([session.config.get(knob.name) for knob in session.knobs])
         if settings != values[seen_settings]:  # else: leave what is being typed
             updates[seen_settings] = settings
@@ -85,12 +88,13 @@ def build(session: Session) -> View:
                 updates[knobs[knob.name]] = session.config.get(knob.name)
         return updates
 
-    outputs = {*figures.values(), seconds, costs, findings, *knobs.values()}
+    outputs = {*figures.values(), seconds, costs, findings, about.chosen, *knobs.values()}
     seen = {seen_settings, seen_findings}
     return View(seen, outputs | seen, draw)
 
 
-def _controls(session: Session) -> None:
+def _controls(session: Session) -> Any:
+    """The buttons; returns the field with the step to rewind to or fork from."""
     with gr.Row():
         run = gr.Button("Run", variant="primary", size="md", elem_id="run", min_width=90)
         pause = gr.Button("Pause", size="md", elem_id="pause", min_width=90)
@@ -139,6 +143,7 @@ def _controls(session: Session) -> None:
     wire["show_progress"] = "minimal"
     rewind.click(told(lambda n: session.rewind(int(n))), at, **wire)
     fork.click(told(fork_at), [at, folder], **wire)
+    return at
 
 
 def _knobs(session: Session) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""From a finding: the step before it, its samples, a fork with its suggestion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.training.tiny import save_tiny_llama, small_config
+from workbench import Session, plots
+from workbench.config import ConfigError, RunConfig
+from workbench.records import Finding
+from workbench.store import branch_metrics, run_tree
+from workbench.ui.branches import tree_table
+from workbench.ui.from_finding import samples_html
+from workbench.ui.replay import changes_of, difference_table, said_html, texts_html
+from workbench.worker import SessionError
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return small_config(
+        folder, snapshot_every=2, reward_flip=0.4, n_prompts=12, terms=(3,), alignment_every=1
+    )
+
+
+@pytest.fixture(scope="module")
+def s(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    with Session(config, tmp_path_factory.mktemp("run") / "run") as session:
+        session.run(5)
+        session._worker.engine.store.add_finding(LONG)
+        session._worker.engine.store.add_finding(BARE)
+        yield session
+
+
+LONG = Finding(
+    5,
+    "warning",
+    "truncation",
+    "texts are <b>cut off</b>",
+    {"share": 1.0},
+    "max_new_tokens",
+    since=4,
+    key="truncation@5",
+    suggestion={"max_new_tokens": 7, "base_lr": None},
+)
+BARE = Finding(6, "critical", "non_finite", "not applied", {}, "base_lr", key="non_finite@6")
+
+
+def test_the_step_before_a_finding_ends_before_the_update_that_did_it(s: Session) -> None:
+    """Seen at step 4, so in the weights that step 3 left: well was the end of step 2."""
+    by_key = s.before("truncation@5")
+    assert (by_key.step, by_key.snapshot_step) == (2, 2)
+    row = s.frame("findings").set_index("key", drop=False).loc["truncation@5"]
+    assert s.before(row) == by_key == s.before(LONG)
+    early = Finding(1, "warning", "truncation", "", {}, "", since=1)
+    assert (s.before(early).step, s.before(early).snapshot_step) == (0, 0)
+    later = Finding(9, "warning", "truncation", "", {}, "", since=9)
+    assert (s.before(later).step, s.before(later).snapshot_step) == (5, 4)
+    with pytest.raises(SessionError, match="no finding 'x'; there are: .*truncation@5"):
+        s.before("x")
+
+
+def test_samples_are_those_of_the_onset_that_carry_it(s: Session) -> None:
+    found = s.samples_of("truncation@5")
+    assert found.step == 4
+    rollouts = s.reader.rollouts(4)
+    unfinished = rollouts[~rollouts["finished"]]
+    assert set(found.rollouts["sequence"]) == set(unfinished["sequence"])
+    assert len(found.rollouts) > 0
+    cosines = {row.demonstration_id: row.rl_cosine for row in s.record(4).demonstrations}
+    shown = [cosines[name] for name in found.demonstrations["demonstration_id"]]
+    assert shown == sorted(cosines.values())
+    assert s.samples_of(BARE).step == 5
+
+
+def test_a_fork_with_a_finding_starts_before_it_with_its_suggestion(
+    s: Session, tmp_path: Path
+) -> None:
+    with s.fork_with("truncation@5", tmp_path / "fork", kl_coef=0.5) as fork:
+        assert fork.step_number == 2
+        assert fork.config.sampling.max_new_tokens == 7
+        assert fork.config.training.kl_coef == 0.5
+        assert fork.config.training.base_lr == s.config.training.base_lr
+    with pytest.raises(SessionError, match="suggests no value; give one, e.g. base_lr="):
+        s.fork_with(BARE, tmp_path / "other")
+    with s.fork_with(BARE, base_lr=1e-4) as fork:  # beside the run
+        assert fork.run_dir.parent == s.run_dir.parent
+        assert fork.step_number == 4
+
+
+def test_branches_share_their_trunk_on_the_chart(s: Session) -> None:
+    with s.fork(s.run_dir.with_name("<b>hot"), step=3, base_lr=0.01) as fork:
+        fork.run(2)
+        tree, metrics = run_tree(s.run_dir), branch_metrics(fork.run_dir)
+        drawn = plots.branches(tree, metrics, "reward")
+        lines = {trace.name.split(":")[0]: trace for trace in drawn.data}
+        assert list(lines["run"].x) == [1, 2, 3, 4, 5]
+        hot = lines["&lt;b&gt;hot"]
+        assert list(hot.x) == [3, 4, 5]  # begins on the trunk's own point
+        assert hot.y[0] == s.record(3).metrics["reward"]
+        assert "base_lr=0.01" in hot.name and "base_lr=0.01" in hot.hovertemplate
+        assert "No branch" in plots.branches(tree, metrics, "nothing").layout.annotations[0].text
+        assert '"selected": "<b>hot"' in tree_table(tree, str(fork.reader.path))
+
+
+def test_what_the_replay_tab_shows(s: Session) -> None:
+    found = s.replay(5, trace=True, base_lr=0.01)
+    drawn = plots.layer_norms(found.layers)
+    assert [trace.name for trace in drawn.data] == ["RL, joint", "RL-only", "SFT"]
+    assert list(drawn.data[0].x) == ["embed", "layers.0", "layers.1", "norm", "lm_head"]
+    own = found.layers[(found.layers["passing"] == "rl") & (found.layers["module"] == "layers.1")]
+    assert drawn.data[0].y[2] == own["gradient_norm"].item()
+    assert len(plots.layer_norms(found.layers, parts=True).data[0].x) == 13
+    sizes = plots.update_sizes(found.updates)
+    assert [trace.name for trace in sizes.data] == ["θ", "θ̂", "w"]
+    none = s.replay(5)
+    for figure in (plots.layer_norms(none.layers), plots.update_sizes(none.updates)):
+        assert "Not traced" in figure.layout.annotations[0].text
+    assert "identical" in said_html(none) and "different" in said_html(found)
+    assert '"base_lr"' in difference_table(found.differences)
+    assert texts_html(found).count("token-strip") == 3
+    moved = found.tokens.groupby("sequence")["logprob_change"].apply(lambda c: c.abs().sum())
+    shown = [int(n) for n in re.findall(r"Text (\d+)", texts_html(found))]
+    assert shown == list(moved.sort_values(ascending=False, kind="stable").index[:3])
+
+
+def test_samples_are_shown_as_text(s: Session) -> None:
+    shown = samples_html(s, "truncation@5")
+    assert "Rollout" in shown and "cosine with RL" in shown and "<b>" not in shown
+
+
+def test_changes_are_read_as_settings_are_written() -> None:
+    assert changes_of("rl_weight=0.9 terms=[3,4]\n method=grpo path='a b'") == {
+        "rl_weight": 0.9,
+        "terms": [3, 4],
+        "method": "grpo",
+        "path": "a b",
+    }
+    assert changes_of("  ") == {}
+    for text in ("rl_weight", "=3", "a='"):
+        with pytest.raises(ConfigError, match="changes: "):
+            changes_of(text)

@@ -1,0 +1,64 @@
+"""A run and what was branched off it, on one chart: the shared trunk is drawn once."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.plots._theme import COLORWAY, MUTED, empty, figure, show, whole_steps
+
+
+def branches(tree: pd.DataFrame, metrics: pd.DataFrame, metric: str = "reward") -> go.Figure:
+    """A metric of every branch over steps; each line begins where it left its parent's.
+
+    `tree`: `run_tree(folder)`. `metrics`: `branch_metrics(folder)`. The legend and the hover say
+    what was changed. Superseded branches are dotted.
+    """
+    title = f"{show(metric)} of the branches"
+    if metric not in metrics or metrics[metric].isna().all():
+        return empty(title, "No branch has measured this.")
+    known = metrics[metrics[metric].notna()]
+    drawn = figure(title)
+    rows = tree.set_index("node")
+    for at, (node, row) in enumerate(rows.iterrows()):
+        line = _line(rows, known, str(node), metric)
+        if line.empty:
+            continue
+        past = row["state"] == "superseded"
+        changes = show(row["changes"], 60) or ("the start" if not row["parent"] else "no change")
+        drawn.add_trace(
+            go.Scatter(
+                x=line["step"].to_numpy(),
+                y=line[metric].to_numpy(),
+                name=f"{show(str(node), 40)}: {changes}",
+                mode="lines+markers" if len(line) <= 40 else "lines",
+                line={
+                    "color": MUTED if past else COLORWAY[at % len(COLORWAY)],
+                    "width": 1.5 if past else 2,
+                    "dash": "dot" if past else "solid",
+                },
+                marker={"size": 4},
+                hovertemplate=f"step %{{x}}: %{{y:.4~g}}<br>{changes}, {show(row['state'])}",
+            )
+        )
+    drawn.update_layout(
+        showlegend=True,
+        hovermode="closest",
+        legend={"orientation": "v", "y": 1.0, "yanchor": "top", "x": 1.01},
+        margin={"r": 300, "t": 40},
+    )
+    whole_steps(drawn, int(known["step"].min()), int(known["step"].max()))
+    return drawn
+
+
+def _line(rows: pd.DataFrame, known: pd.DataFrame, node: str, metric: str) -> pd.DataFrame:
+    """A branch's own points, behind the last one of its trunk that it grew from."""
+    own = known[known["node"] == node][["step", metric]]
+    at, parent = rows.loc[node, "from_step"], rows.loc[node, "parent"]
+    while parent and not own.empty:
+        before = known[(known["node"] == parent) & (known["step"] <= at)][["step", metric]]
+        if len(before):
+            return pd.concat([before.tail(1), own])
+        at = min(at, rows.loc[parent, "from_step"])
+        parent = rows.loc[parent, "parent"]
+    return own

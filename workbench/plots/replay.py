@@ -1,0 +1,105 @@
+"""What a replayed step showed: norms by layer, sizes of updates."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.plots._theme import (
+    BASELINE,
+    COLORWAY,
+    COORDINATOR,
+    JOINT,
+    SFT,
+    empty,
+    figure,
+    room_for_labels,
+    show,
+)
+
+_PASSES = {"rl": ("RL, joint", JOINT), "sft": ("SFT", SFT), "baseline_rl": ("RL-only", BASELINE)}
+_PARTS = {
+    "base": ("θ", JOINT),
+    "baseline": ("θ̂", BASELINE),
+    "coordinator": ("w", COORDINATOR),
+}
+MEASURES = {
+    "gradient_norm": ("Gradient at each layer's output", "‖∂J/∂output‖"),
+    "gradient_max": ("Largest gradient at each layer's output", ""),
+    "activation_rms": ("Size of each layer's output", "root mean square"),
+    "activation_max": ("Largest entry of each layer's output", ""),
+}
+"""What `layer_norms` can draw: title and unit."""
+
+
+def layer_norms(
+    layers: pd.DataFrame, measure: str = "gradient_norm", parts: bool = False
+) -> go.Figure:
+    """One measure of every layer, a line a pass, in the network's order.
+
+    `layers`: `Replay.layers`. parts: the parts of each block too. A layer with outputs that are
+    not finite is marked by a cross.
+    """
+    title, unit = MEASURES[measure]
+    if layers.empty:
+        return empty(title, "Not traced: replay with trace=True.")
+    rows = layers if parts else layers[layers["module"] == layers["layer"]]
+    drawn = figure(title, x="", y=unit)
+    for at, (passing, own) in enumerate(rows.groupby("passing", sort=False)):
+        name, colour = _PASSES.get(str(passing), (show(str(passing)), COLORWAY[at % 8]))
+        bad = own["nonfinite"] > 0
+        drawn.add_trace(
+            go.Scatter(
+                x=own["module"].to_numpy(),
+                y=own[measure].to_numpy(),
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"size": 6},
+                hovertemplate="%{x}: %{y:.4~g}",
+            )
+        )
+        if bad.any():
+            drawn.add_trace(
+                go.Scatter(
+                    x=own["module"][bad].to_numpy(),
+                    y=[1.0] * int(bad.sum()),
+                    name=f"{name}: not finite",
+                    mode="markers",
+                    marker={"size": 10, "symbol": "x", "color": colour},
+                    hovertext=[f"{n} tokens not finite" for n in own["nonfinite"][bad]],
+                    hoverinfo="text+x",
+                )
+            )
+    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    drawn.update_xaxes(type="category")
+    room_for_labels(drawn)
+    return drawn
+
+
+def update_sizes(updates: pd.DataFrame, measure: str = "ratio") -> go.Figure:
+    """How far the update moved each layer of θ, θ̂ and w. `updates`: `Replay.updates`.
+
+    measure: ratio, ‖Δ‖/‖W‖, or update_norm, ‖Δ‖.
+    """
+    title = "Update of each layer"
+    if updates.empty:
+        return empty(title, "Not traced, or the step was not applied.")
+    drawn = figure(title, x="", y="‖Δ‖/‖W‖" if measure == "ratio" else "‖Δ‖")
+    for part, own in updates[updates["layer"] != "all"].groupby("part", sort=False):
+        name, colour = _PARTS[str(part)]
+        drawn.add_trace(
+            go.Scatter(
+                x=own["layer"].to_numpy(),
+                y=own[measure].to_numpy(),
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"size": 6},
+                hovertemplate="%{x}: %{y:.3~g}",
+            )
+        )
+    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    drawn.update_xaxes(type="category")
+    room_for_labels(drawn)
+    return drawn

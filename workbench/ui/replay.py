@@ -1,0 +1,168 @@
+"""Tab Replay: execute a step again in a scratch copy, look inside, and ask what if."""
+
+from __future__ import annotations
+
+import html
+import shlex
+import sys
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from workbench import plots
+from workbench.config import ConfigError
+from workbench.replay import Replay
+from workbench.session import Session
+from workbench.ui.parts import (
+    Column,
+    Updates,
+    Values,
+    View,
+    card,
+    figure_json,
+    help_text,
+    live_plot,
+    live_table,
+    page,
+    prompt_block,
+    quiet,
+    table_json,
+    told,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TITLE = "Replay"
+HELP = (
+    "A step is executed again from the nearest snapshot, in a copy of the model: the run stays as "
+    "it is. Without changes it gives the recorded numbers to the last bit, and shows what happened "
+    "inside. With changes it says what the step would have been. Pause breaks it off."
+)
+SHOWN = 3
+"""Rollouts shown token by token."""
+_DIFFERENCES = [
+    Column("number"),
+    Column("recorded"),
+    Column("replayed"),
+    Column("difference"),
+    Column("relative", 4, "to the larger of the two"),
+    Column("values", 0, "how many of them differ"),
+]
+
+
+def build(session: Session) -> View:
+    """Lay the tab out and wire it."""
+    help_text(HELP)
+    with gr.Row(equal_height=True):
+        step = gr.Number(1, label="Step", precision=0, minimum=1, elem_id="replay-step")
+        changes = gr.Textbox(
+            label="Changes",
+            placeholder="e.g. rl_weight=0.9 base_lr=1e-5; empty: the step as it was",
+            elem_id="replay-changes",
+            scale=3,
+        )
+        start = gr.Button("Replay", variant="primary", elem_id="replay")
+    said = page(quiet("Choose a step and press Replay."), "replay-said")
+    with gr.Row():
+        gradients = live_plot(300, "plot-layer-gradients")
+        activations = live_plot(300, "plot-layer-activations")
+        updates = live_plot(300, "plot-updates")
+    differences = live_table(300, "replay-differences")
+    texts = page("", "replay-texts")
+
+    def draw(values: Values) -> Updates:
+        last = session.reader.last_step()
+        return {step: last} if values[step] == 1 and last > 1 else {}
+
+    def run(number: float, entered: str) -> tuple[Any, ...]:
+        found = session.replay(int(number), trace=True, **changes_of(entered))
+        return (
+            said_html(found),
+            figure_json(plots.layer_norms(found.layers)),
+            figure_json(plots.layer_norms(found.layers, "activation_rms")),
+            figure_json(plots.update_sizes(found.updates)),
+            difference_table(found.differences),
+            texts_html(found),
+        )
+
+    shown = [said, gradients, activations, updates, differences, texts]
+    wire: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
+    start.click(told(run), [step, changes], shown, **wire)
+    changes.submit(told(run), [step, changes], shown, **wire)
+    return View({step}, {step}, draw)
+
+
+def changes_of(text: str) -> dict[str, Any]:
+    """'rl_weight=0.9 terms=[3,4]' as settings: TOML values, or bare text where it is none.
+
+    Raises ConfigError where a part is not name=value.
+    """
+    try:
+        parts = shlex.split(text.replace(",\n", " "))
+    except ValueError as error:
+        raise ConfigError(f"changes: {error}") from None
+    found: dict[str, Any] = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"changes: {part!r} is not name=value, e.g. rl_weight=0.9")
+        try:
+            found[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = value
+    return found
+
+
+def said_html(found: Replay) -> str:
+    """The result in words."""
+    first, *rest = (html.escape(line) for line in found.summary())
+    look = {True: "good", False: "bad", None: ""}[found.identical]
+    badge = {True: "identical", False: "different", None: "not recorded"}[found.identical]
+    lines = "<br>".join(rest)
+    return (
+        f'<div class="wb-card"><h4>{first} <span class="wb-reward {look}" '
+        f'data-testid="identical">{badge}</span></h4>{lines}</div>'
+    )
+
+
+def difference_table(differences: pd.DataFrame) -> str:
+    """Replayed against recorded, as a live table takes it."""
+    rows = [
+        (
+            row["name"],
+            f"{row['recorded']:.6g}",
+            f"{row['replayed']:.6g}",
+            f"{row['difference']:+.4g}",
+            row["relative"],
+            row["count"],
+        )
+        for row in differences.to_dict("records")
+    ]
+    ids = list(differences["name"])
+    return table_json(_DIFFERENCES, rows, ids, "No number differs from the recorded step.")
+
+
+def texts_html(found: Replay) -> str:
+    """The texts whose tokens the update moved most, coloured by how far."""
+    if found.tokens.empty:
+        return ""
+    moved = found.tokens.groupby("sequence")["logprob_change"].apply(lambda c: c.abs().sum())
+    prompts: dict[int, str] = {}
+    if found.record is not None:
+        rows = found.record.rollouts or []
+        prompts = {row.sequence: row.prompt for row in rows if row.purpose == "train"}
+    cards = []
+    for sequence in moved.sort_values(ascending=False, kind="stable").index[:SHOWN]:
+        tokens = found.tokens[found.tokens["sequence"] == sequence]
+        strip = plots.difference_strip(
+            list(tokens["token"]), list(tokens["logprob_change"]), list(tokens["kl_update"])
+        )
+        change = tokens["logprob_change"].sum()
+        note = f"log-probability of the text {change:+.3f} nats by the update"
+        body = prompt_block(prompts.get(int(sequence), "")) + strip
+        cards.append(card(f"Text {sequence}", note, None, body))
+    return quiet("The texts that the update moved most, blue up, orange down:") + "".join(cards)
