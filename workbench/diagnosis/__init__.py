@@ -7,9 +7,9 @@
 A finding is `workbench.records.Finding`: `key` is its stable name (detector.kind@step, the step
 being the one it was told at), `since` the onset, `suggestion` a dict of settings, named as in the
 config, with values to try (None: no value can be told), `causes` and `evidence` say why.
-`carriers(finding.detector, rollouts)` names the rollouts of a step to read. On a Session: `before(finding)`
-says where the run still was well, `samples_of(finding)` what to read, and `fork_with(finding)` goes
-on from there with the suggestion.
+`carriers(finding.detector, rollouts)` names the rollouts of a step to read. On a Session:
+`before(finding)` says where the run still was well, `samples_of(finding)` what to read, and
+`fork_with(finding)` goes on from there with the suggestion.
 """
 
 from __future__ import annotations
