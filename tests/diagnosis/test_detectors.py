@@ -190,6 +190,15 @@ def test_a_missing_metric_skips_its_detectors_by_name():
     assert "plateau" not in skipped  # the reward is enough for it
 
 
+def test_a_baseline_that_is_no_longer_updated_is_told_within_three_steps():
+    frame = healthy()
+    frame["loss/baseline_rl"] = 0.1
+    assert not found(frame, "baseline_drift")
+    frame.loc[frame["step"] >= ONSET, "baseline/grad_norm"] = np.nan
+    (finding,) = found(frame, "baseline_drift")
+    assert (finding.since, finding.step) == (ONSET, ONSET + 2)
+
+
 def test_a_failing_detector_is_switched_off_with_a_note_and_the_others_go_on():
     def fail(history: object) -> list[Symptom]:
         raise ZeroDivisionError("by zero")

@@ -133,7 +133,19 @@ def check_blowup(h: History) -> Iterator[Symptom]:
 
 
 def check_drift(h: History) -> Iterator[Symptom]:
-    """Few of a group's rollouts still count for θ̂: shared gain and ĝ rest on almost none."""
+    """Few of a group's rollouts still count for θ̂, or θ̂ is left as it is though ĝ is taken."""
+    moved, taken = h.last_steps("baseline/grad_norm", 1), h.last_steps("loss/baseline_rl", 3)
+    if moved and len(taken) == 3 and moved[0] < taken[0]:
+        yield Symptom(
+            "warning",
+            moved[0] + 1,
+            f"θ̂ was last updated at step {moved[0]}, though its gradient is taken at each step: "
+            "what is compared with it is out of date.",
+            {"metric": "baseline/grad_norm", "last_update": moved[0]},
+            ("the baseline's update is switched off or fails",),
+            {"stale_baseline_from": 0, "baseline_mode": "reset"},
+            kind="stale",
+        )
     name = "gain/ess"
     ess = h.level(name, 8)
     if h.count(name) < 8 or ess >= ESS_NOTE:
