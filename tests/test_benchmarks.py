@@ -63,3 +63,14 @@ def test_coverage_prints_the_toys_and_the_runs_tables():
     printed = _run("coverage.py", "--repetitions", "3", "--steps", "10", "--rollouts", "2")
     assert "| prompt, interval |" in printed and "| shared batch, 1.96 se |" in printed
     assert "| all but blanked |" in printed
+
+
+@pytest.mark.slow
+def test_noise_benchmark_resumes(tmp_path: Path):
+    arguments = ["--quick", "--flips", "0", "0.4", "--out", str(tmp_path)]
+    first = _run("noise.py", *arguments)
+    assert "| `bridge` | 0.4 |" in first and "| `sft` | 0.4 |" in first
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert len(written) == 5  # sft sees no reward and is run once
+    assert _run("noise.py", *arguments) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == written
