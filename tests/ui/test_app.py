@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from tests.hostile import STRINGS
 from workbench.config import RunConfig
 from workbench.store import open_run
 
@@ -35,7 +34,7 @@ pytestmark = [
     ),
 ]
 
-HOSTILE = "<img src=x onerror=window.__pwned=1>"
+HOSTILE = STRINGS[0]
 
 SMALL = RunConfig.preset("pocket").with_changes(
     prompts_per_step=4,
@@ -328,45 +327,3 @@ def test_a_demonstration_is_set_aside_and_taken_back(page: playwright.Page) -> N
     page.locator("#demonstration-detail").get_by_text("set aside").wait_for()
     page.click("#take-back")
     page.locator("#demonstration-detail").get_by_text("set aside").wait_for(state="detached")
-
-
-@pytest.fixture(scope="module")
-def poisoned_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An app on a run whose recorded prompts, completions and tokens are hostile."""
-    from workbench.session import Session
-
-    folder = tmp_path_factory.mktemp("poisoned") / "run"
-    with Session(SMALL.with_changes(paired_gain_every=1), folder) as session:
-        session.step()
-    for file in (folder / "rollouts").glob("*.parquet"):
-        poison(file)
-    with served("--run", str(folder)) as address:
-        yield address
-
-
-def poison(file: Path) -> None:
-    table = pq.read_table(file)
-    rows = table.to_pylist()
-    for row in rows:
-        row["prompt"] = row["completion"] = row["answer"] = row["extracted"] = HOSTILE
-        row["tokens"] = [HOSTILE + '"' for _ in row["tokens"]]
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
-
-
-def test_hostile_rollouts_and_prompts_show_as_text(
-    browser: playwright.Browser, poisoned_url: str
-) -> None:
-    for page in watched(browser, poisoned_url):
-        open_tab(page, "Rollouts")
-        page.locator("#rollout-table").get_by_text(HOSTILE).first.wait_for()
-        page.locator("#rollout-table tbody tr").first.click()
-        page.locator("#rollout-detail .tokens").get_by_text("onerror").first.wait_for()
-        open_tab(page, "Cooperative gain")
-        page.locator("#gain-table tbody tr").first.click()
-        page.locator("#gain-detail").get_by_text(HOSTILE).first.wait_for()
-        open_tab(page, "Coordinator")
-        page.locator("#prompt textarea").fill(HOSTILE)
-        page.click("#compare")
-        page.locator("#effect").get_by_text(HOSTILE).first.wait_for()
-        assert page.locator("img[src=x]").count() == 0
-        assert page.evaluate("window.__pwned") is None
