@@ -65,8 +65,8 @@ estimate and `gain/shared`. Policies *little*, *some* and *much* apart: logits t
 standard deviation of 0.25, 0.8 and 2.
 
 - The mean over the probe set covers in 94 to 96 %. One prompt's interval covers in 96 to 100 % on
-  average over prompts: too often where the policies are so close that 8 pairs are mostly ties, since
-  eight ties look the same whether the gain is 0 or 0.1.
+  average over prompts: too often where the policies are so close that 8 pairs are mostly ties,
+  since eight ties look the same whether the gain is 0 or 0.1.
 - Eight pairs hardly ever tell a single prompt apart once the false discovery rate is held; ask for
   more rollouts (`Session.paired_gain(ids, rollouts=32)`) before a claim about a prompt.
 - The shared gain of one prompt covers in 63 to 79 %: a hint. The batch's covers in 93 to 95 % while

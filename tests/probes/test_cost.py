@@ -33,6 +33,8 @@ def test_costs_are_of_the_newest_steps_and_the_dearest_comes_first() -> None:
     assert isnan(by.loc["coordinator", "when_due"])
 
 
-def test_a_run_without_steps_has_no_costs() -> None:
-    found = probe_costs(pd.DataFrame({"step": []}), ProbesConfig())
+@pytest.mark.parametrize("steps", [[], [1, 2]])
+def test_a_run_without_timed_probes_has_no_costs(steps: list[int]) -> None:
+    metrics = pd.DataFrame({"step": steps, "seconds/total": [1.0] * len(steps)})
+    found = probe_costs(metrics, ProbesConfig())
     assert found["share"].isna().all() and found["a_step"].isna().all()

@@ -190,7 +190,7 @@ def test_the_ledger_ranks_and_shows_the_visits_and_saves_the_suspects(
     open_tab(page, "Gradient alignment")
     page.locator("#demonstration-table tbody tr").first.wait_for()
     page.get_by_role("button", name="contribution").click()
-    column = "#demonstration-table tbody tr td:nth-child(6)"
+    column = "#demonstration-table tbody tr td:nth-child(5)"
     found = [float(text) for text in page.locator(column).all_inner_texts()]
     assert len(found) >= 8 and found == sorted(found, reverse=True)
     page.locator("#demonstration-table tbody tr").first.click()

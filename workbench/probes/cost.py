@@ -22,9 +22,11 @@ def probe_costs(metrics: pd.DataFrame, schedule: ProbesConfig, last: int = 20) -
         when_due: mean seconds of the steps that had it; NaN without one.
         a_step: its seconds over all steps shown, per step.
         share: of those steps' whole time, 0 to 1. All probes' shares and training's add up to 1.
+            Both are NaN in a run whose probes were not timed, by a workbench before they were.
     """
     newest = metrics.tail(last)
     whole = newest["seconds/total"].sum() if "seconds/total" in newest else nan
+    timed = any(f"seconds/probe/{probe}" in newest for probe in PROBES)
     rows = []
     for probe, setting in PROBES.items():
         name = f"seconds/probe/{probe}"
@@ -35,8 +37,8 @@ def probe_costs(metrics: pd.DataFrame, schedule: ProbesConfig, last: int = 20) -
                 setting,
                 getattr(schedule, setting),
                 seconds.mean() if len(seconds) else nan,
-                seconds.sum() / len(newest) if len(newest) else nan,
-                seconds.sum() / whole if whole > 0 else nan,
+                seconds.sum() / len(newest) if timed and len(newest) else nan,
+                seconds.sum() / whole if timed and whole > 0 else nan,
             )
         )
     frame = pd.DataFrame(rows, columns=list(COLUMNS))

@@ -38,7 +38,6 @@ _COLUMNS = [
     Column("rank", 0, "1 is the most suspect"),
     Column("demonstration"),
     Column("prompt"),
-    Column("solution"),
     Column("visits", 0, "times it was drawn"),
     Column("contribution", 4, "sum over visits of ⟨g, g RL⟩ over θ: above zero pushes with RL"),
     Column("± SE", 4, "standard error of that sum, from the spread over visits; – with one visit"),
@@ -49,6 +48,7 @@ _COLUMNS = [
     Column("‖g‖", 3, "mean over visits"),
     Column("last visit", 0, "step"),
     Column("set aside"),
+    Column("solution"),
 ]
 _SAVE = """(text) => {
   if (!text) return;
@@ -68,17 +68,23 @@ class LedgerView:
         """Lay it out and wire it; `scatter` is a figure whose points are demonstrations."""
         self.session = session
         help_text(HELP)
-        with gr.Row(equal_height=True):
+        with gr.Row():
             count = gr.Number(
-                20, label="How many suspects", precision=0, minimum=1, elem_id="suspects", scale=0
+                20,
+                label="How many suspects",
+                precision=0,
+                minimum=1,
+                elem_id="suspects",
+                scale=0,
+                min_width=180,
             )
-            export = gr.Button("Export them as JSONL", size="md", elem_id="export-suspects")
-            all_aside = gr.Button("Set them aside", size="md", elem_id="suspects-aside")
+            with gr.Column(scale=0, min_width=240):
+                export = gr.Button("Export them as JSONL", size="md", elem_id="export-suspects")
+                all_aside = gr.Button("Set them aside", size="md", elem_id="suspects-aside")
         saved = gr.Textbox(visible=False)
+        self.table = live_table(420, "demonstration-table")
         with gr.Row(equal_height=False):
-            with gr.Column(scale=3, min_width=560):
-                self.table = live_table(420, "demonstration-table")
-            with gr.Column(scale=2, min_width=380):
+            with gr.Column(scale=1, min_width=420):
                 self.detail = page(
                     quiet("Click a demonstration to read it."), "demonstration-detail"
                 )
@@ -86,7 +92,7 @@ class LedgerView:
                 with gr.Row(visible=False) as decide:
                     aside = gr.Button("Set it aside", size="md", elem_id="set-aside")
                     back = gr.Button("Take it back", size="md", elem_id="take-back")
-                self.visits = live_plot(300, "plot-visits")
+            self.visits = live_plot(300, "plot-visits")
         quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         def pick(show_quality: bool, event: gr.EventData) -> Updates:
@@ -149,7 +155,6 @@ def ledger_table(ledger: pd.DataFrame, aside: set[str], show_quality: bool) -> s
             row.rank,
             row.demonstration_id,
             row.prompt.strip(),
-            row.solution,
             row.visits,
             row.contribution,
             row.standard_error * row.measured,
@@ -160,6 +165,7 @@ def ledger_table(ledger: pd.DataFrame, aside: set[str], show_quality: bool) -> s
             row.grad_norm,
             row.last_step,
             "yes" if row.demonstration_id in aside else "",
+            row.solution,
             *([row.quality] if show_quality else []),
         )
         for row in ledger.itertuples()
