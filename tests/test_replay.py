@@ -48,6 +48,22 @@ def config(model: Path) -> RunConfig:
     )
 
 
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_trace_measures_more_and_is_compared_with_the_same(
+    config: RunConfig, tmp_path: Path, every: int
+) -> None:
+    """More probes give the alignment's error a better estimate: that is no difference."""
+    more = config.with_changes(alignment_every=1, rollout_alignment_every=every)
+    with Session(more, tmp_path / "run") as s:
+        s.run(2)
+        found = s.replay(2, trace=True)
+        assert found.identical is True, found.differences
+        assert found.record is not None
+        rows = [row for row in found.record.rollouts if row.purpose == "train"]
+        assert all(math.isfinite(row.grad_norm) for row in rows)
+        assert math.isnan(s.record(2).rollouts[0].grad_norm) is (every == 0)
+
+
 @pytest.fixture(scope="module")
 def s(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """Six steps, λ changed after the second, a demonstration set aside after the third."""
@@ -281,6 +297,14 @@ def test_a_method_with_a_baseline_can_be_asked_of_a_run_without(
         assert found.record is not None
         for name in ("reward", "grad_norm", "baseline/grad_norm", "coordinator/grad_norm"):
             assert found.record.metrics[name] == made.metrics[name]
+
+
+def test_what_another_method_or_a_tracked_baseline_would_have_done(s: Session) -> None:
+    tracked = s.replay(3, trace=True, method="luffy", track_baseline=True)
+    assert tracked.record is not None and tracked.record.metrics["baseline/grad_norm"] > 0
+    assert "kl_update" in tracked.tokens  # luffy's objective is not GRPO's: no term is written out
+    assert not any(name.endswith("_push") for name in tracked.tokens)
+    assert "rl_push" in s.replay(3, trace=True).tokens
 
 
 # --- what is traced -----------------------------------------------------------------------------

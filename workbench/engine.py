@@ -236,7 +236,8 @@ class Engine:
     def change(self, config: RunConfig, again: Again) -> None:
         """Turn a scratch into what a fork with this config starts as."""
         here, arrays = self.snapshot(), self.trainer.optimizer_arrays()
-        if config.method != self.config.method:
+        tracks = config.training.track_baseline != self.config.training.track_baseline
+        if config.method != self.config.method or tracks:
             self.policy = new_policy(config)
             self.policy.before_forward(lambda: again(self.step_number, self.step_number, ""))
             load_weights(self.policy, here)

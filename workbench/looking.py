@@ -24,7 +24,7 @@ from workbench.probes.counterfactual import (
 from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
-from workbench.probes.tokens import token_terms
+from workbench.probes.tokens import terms_known, token_terms
 from workbench.records import (
     AblationRow,
     CoordinatorEffect,
@@ -43,19 +43,6 @@ from workbench.worker import SessionError, Worker
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Scales of a dose–response curve, unless others are asked for."""
-
-
-GRPO_METHODS = (
-    "bridge",
-    "grpo",
-    "naive_mix",
-    "cold_start",
-    "alternating",
-    "chord_mu",
-    "chord_phi",
-    "relift",
-)
-"""Methods whose rollouts are all learned by GRPO's own objective."""
 
 
 class Looking:
@@ -232,7 +219,7 @@ class Looking:
         Read from the record alone. Raises RunFolderError, SessionError where there is no such one.
         """
         run = self.reader.config_at(step)
-        if run.method not in GRPO_METHODS or run.training.rl_loss != "grpo":
+        if not terms_known(run):
             raise SessionError(
                 f"token_terms: written out for the objective of GRPO; method {run.method!r} with "
                 f"rl_loss {run.training.rl_loss!r} has another"

@@ -11,8 +11,15 @@ import pandas as pd
 
 from workbench.config import RunConfig
 from workbench.engine import Again, Engine
-from workbench.probes.tokens import token_frame, token_terms
-from workbench.probes.trace import LayerTrace, Weights, copied, token_shift, update_rows
+from workbench.probes.tokens import terms_known, token_frame, token_terms
+from workbench.probes.trace import (
+    LayerTrace,
+    UpdateRow,
+    Weights,
+    copied,
+    token_shift,
+    update_rows,
+)
 from workbench.records import RolloutRow, StepRecord
 from workbench.replay import (
     LAYERS,
@@ -54,9 +61,12 @@ def replay(
         raise RunFolderError(f"step {step}: {where}{reason}")
     engine.check_changes(changes)
 
+    begun: list[int] = []
+
     def told(number: int, to_step: int, phase: str) -> None:
         again(number, step, phase)
-        if progress is not None and phase == "rollouts":
+        if progress is not None and phase == "rollouts" and (not begun or begun[-1] != number):
+            begun.append(number)
             progress(number, step)
 
     on_the_way: list[int] = []
@@ -65,47 +75,54 @@ def replay(
     if changes:
         scratch.change(scratch.changed_config(changes), told)
     config = scratch.config
-    if trace:
-        scratch.use(config.with_changes(**TRACED))
-    before = copied(scratch.policy) if trace else {}
-    layers = LayerTrace(scratch.policy)
-    if trace:
-        scratch.trainer.watch = layers.watch
-    record, error = None, ""
-    try:
-        record = scratch.make(step, lambda phase: told(step, step, phase))
-    except NonFiniteError as problem:
-        error = f"step {step} was not applied: {problem}"
-    scratch.step_number = step
+    start = scratch.snapshot() if trace else None
+    made: StepRecord | None
+    made, error = _make(scratch, step, told)
     recorded = engine.recorded(step) if step <= last else None
     rows: list[list[Any]] = []
     compared = ""
-    if record is not None and recorded is not None:
-        rows, compared = compare_records(recorded, record)
+    if made is not None and recorded is not None:
+        rows, compared = compare_records(recorded, made)
         if step in engine.store.snapshot_steps():
             rows += _weights_apart(engine.store.load_snapshot(step), scratch.snapshot())
             compared += f", weights and optimizers of snapshot {step}"
-    applied = trace and record is not None
+    layers = LayerTrace(scratch.policy)
+    updates: list[UpdateRow] = []
+    tokens = pd.DataFrame()
+    if start is not None:  # once more: with more probes others give better numbers, not the same
+        scratch.restore(start)
+        scratch.use(config.with_changes(**TRACED))
+        before = copied(scratch.policy)
+        scratch.trainer.watch = layers.watch
+        made, error = _make(scratch, step, told)
+        if made is not None:
+            updates = update_rows(before, scratch.policy)
+            tokens = _tokens(scratch, before, made, config)
     return Replay(
         step=step,
         changes=changes,
         config=config,
         from_snapshot=nearest,
-        record=record,
+        record=made,
         recorded=recorded,
         error=error,
         differences=as_differences(rows),
         compared=compared,
         on_the_way=on_the_way,
         layers=pd.DataFrame(map(astuple, layers.rows()), columns=list(LAYERS)),
-        updates=pd.DataFrame(
-            map(astuple, update_rows(before, scratch.policy)) if applied else [],
-            columns=list(UPDATES),
-        ),
-        tokens=_tokens(scratch, before, record, config)
-        if applied and record is not None
-        else pd.DataFrame(),
+        updates=pd.DataFrame(map(astuple, updates), columns=list(UPDATES)),
+        tokens=tokens,
     )
+
+
+def _make(engine: Engine, step: int, again: Again) -> tuple[StepRecord | None, str]:
+    """What the step measured, or why it was not applied."""
+    try:
+        record = engine.make(step, lambda phase: again(step, step, phase))
+    except NonFiniteError as error:
+        return None, f"step {step} was not applied: {error}"
+    engine.step_number = step
+    return record, ""
 
 
 def _weights_apart(then: Snapshot, now: Snapshot) -> list[list[Any]]:
@@ -151,14 +168,12 @@ def _tokens(engine: Engine, before: Weights, record: StepRecord, config: RunConf
 
 
 def _rollout_tokens(row: RolloutRow, config: RunConfig, n_tokens: int) -> pd.DataFrame:
-    terms = [
-        token_terms(row, position, config.training, n_tokens)
-        for position in range(len(row.token_ids))
-    ]
+    positions = range(len(row.token_ids) if terms_known(config) else 0)
+    terms = [token_terms(row, position, config.training, n_tokens) for position in positions]
     frame = token_frame(row, config.training.clip_range, terms)
     frame.insert(0, "sequence", row.sequence)
     frame.insert(1, "prompt_id", row.prompt_id)
-    for at, loss in enumerate([term.loss for term in terms[0]]):
+    for at, loss in enumerate([term.loss for term in terms[0]] if terms else []):
         frame[f"{loss}_value"] = [each[at].value for each in terms]
         frame[f"{loss}_push"] = [each[at].push for each in terms]
     return frame

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.config import TrainingConfig
+from workbench.config import RunConfig, TrainingConfig
 from workbench.records import RolloutRow, TokenTerm
 
 Values = NDArray[np.float64]
@@ -115,6 +115,24 @@ def token_frame(
 def _told(terms: Sequence[TokenTerm]) -> str:
     names = {"rl": "J_RL of the joint policy", "baseline_rl": "J_RL of the RL-only baseline"}
     return "\n".join(f"{names[t.loss]}: {t.formula}\n  {t.why}" for t in terms)
+
+
+GRPO_METHODS = (
+    "bridge",
+    "grpo",
+    "naive_mix",
+    "cold_start",
+    "alternating",
+    "chord_mu",
+    "chord_phi",
+    "relift",
+)
+"""Methods whose rollouts are all learned by GRPO's own objective."""
+
+
+def terms_known(config: RunConfig) -> bool:
+    """Whether `token_terms` has this run's RL objective: that of GRPO."""
+    return config.method in GRPO_METHODS and config.training.rl_loss == "grpo"
 
 
 def token_terms(
