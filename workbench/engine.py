@@ -6,7 +6,6 @@ Everything here runs in one thread. The Session decides when; this decides what.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from workbench.capture import capture, load_optimizers, load_weights
 from workbench.config import ConfigError, ModelConfig, RunConfig
 from workbench.diagnosis import Judge, RunWatch, signs
 from workbench.policy import Policy
@@ -24,12 +24,6 @@ from workbench.tasks import PreparedTask, make_task
 from workbench.tasks.problem import Task
 from workbench.training.methods import make_method
 from workbench.training.trainer import Control, Trainer
-
-BASE = "base/model.safetensors"
-BASELINE = "baseline/model.safetensors"
-COORDINATOR = "coordinator/adapter_model.safetensors"
-OPTIMIZERS = "optimizers"
-"""How the files with optimizer states begin: one for each part, so that a still one is shared."""
 
 FIXED = {"model", *ModelConfig.model_fields}
 """Settings a fork cannot change: the snapshot's tensors have their shape."""
@@ -167,25 +161,7 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """The whole state after `step_number`, as arrays and text."""
-        adapter, adapter_config = self.policy.adapter_files()
-        tensors: dict[str, dict[str, np.ndarray]] = {
-            BASE: self.policy.base_arrays("base"),
-            COORDINATOR: adapter,
-        }
-        for name, array in self.trainer.optimizer_arrays().items():
-            file = f"{OPTIMIZERS}/{name.split('/')[0]}.safetensors"
-            tensors.setdefault(file, {})[name] = array
-        if self.policy.baseline is not None:
-            tensors[BASELINE] = self.policy.base_arrays("baseline")
-        model_config = self.policy.model_config.to_json_string(use_diff=False)
-        texts = {
-            "base/config.json": model_config,
-            "coordinator/adapter_config.json": json.dumps(adapter_config, indent=2, default=str),
-        }
-        if self.policy.baseline is not None:
-            texts["baseline/config.json"] = model_config
-        state = {"step": self.step_number, "config": self.config.model_dump(mode="json")}
-        return Snapshot(self.step_number, tensors, texts, state)
+        return capture(self.policy, self.trainer, self.step_number, self.config)
 
     def save(self) -> Path:
         """Write a snapshot of the present state. Raises WriteError, BudgetError."""
@@ -207,10 +183,7 @@ class Engine:
     def restore(self, snapshot: Snapshot) -> None:
         """Take over a snapshot's weights, optimizers, step and config."""
         load_weights(self.policy, snapshot)
-        moments = [a for name, a in snapshot.tensors.items() if name.startswith(OPTIMIZERS)]
-        self.trainer.load_optimizer_arrays(
-            {name: a for part in moments for name, a in part.items()}
-        )
+        load_optimizers(self.trainer, snapshot)
         self.step_number = snapshot.step
         self.use(RunConfig.parse(snapshot.state["config"]))
 
@@ -414,14 +387,3 @@ def _changed(config: RunConfig, row: CommandRow) -> RunConfig:
     ids = row.arguments["ids"]
     assert isinstance(ids, list)
     return _with_aside(config, row.name, ids)
-
-
-def load_weights(policy: Policy, snapshot: Snapshot) -> None:
-    """Give a policy the θ, θ̂ and w of a snapshot."""
-    base = snapshot.tensors[BASE]
-    policy.load_arrays(
-        base,
-        # a run forked from a method without θ̂ starts it as a copy of θ
-        snapshot.tensors.get(BASELINE, base) if policy.baseline is not None else {},
-        snapshot.tensors[COORDINATOR],
-    )
