@@ -351,12 +351,16 @@ class Worker:
         self._running = False
         if not self._settle():
             return
-        kept = self.engine.keep_before(finding.since)
+        try:
+            kept = self.engine.keep_before(finding.since)
+            self._record("pause", {"by": finding.key, "kept": kept}, "done")
+        except WriteError as error:
+            self._stop("paused", error, {})
+            return
         self.paused_by = (
             f"paused after step {finding.step} by {finding.detector}: {finding.message} "
             f"The snapshot of step {kept} is kept."
         )
-        self._record("pause", {"by": finding.key, "kept": kept}, "done")
         self._say("paused")
 
     def _stop(self, state: State, error: Exception, evidence: dict[str, object]) -> None:
