@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.training.tiny import copy_of, same_bits, save_tiny_llama
 from workbench.config import RunConfig
@@ -134,6 +136,20 @@ def test_a_fork_without_its_first_snapshot_says_where_to_fork_again(
     assert open_run(tmp_path / "fork").last_step() == 2
 
 
+def test_a_run_of_an_earlier_workbench_goes_on(closed: Path, history: History) -> None:
+    """It had no sums, and one file of optimizer states."""
+    with closing(sqlite3.connect(closed / "run.sqlite")) as database, database:
+        database.execute("DROP TABLE checksums")
+    for folder in (closed / "snapshots").iterdir():
+        (folder / "SHA256SUMS").unlink()
+        states: dict[str, np.ndarray] = {}
+        for file in folder.glob("optimizers/*.safetensors"):
+            states |= load_file(file)
+        save_file(states, folder / "optimizers.safetensors")
+        shutil.rmtree(folder / "optimizers", ignore_errors=True)
+    assert check_goes_on(closed, history).empty
+
+
 # --- the disk -----------------------------------------------------------------------------------
 
 
@@ -186,10 +202,10 @@ def test_a_session_closed_on_a_full_disk_loses_nothing_recorded(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
+    """A file system of eight megabytes."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("no file system can be mounted here")
     yield place
@@ -204,7 +220,7 @@ def test_a_real_full_disk_pauses_the_run_and_it_goes_on_once_there_is_space(
         filler = small_disk / "filler"
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
-                file.write(b"x" * 256)
+                file.write(b"x" * 1024)
         with pytest.raises((SessionError, WriteError), match="No space left|full"):
             s.run(STEPS)
         assert s.state == "paused"
@@ -216,7 +232,7 @@ def test_a_real_full_disk_pauses_the_run_and_it_goes_on_once_there_is_space(
 
 
 def test_a_disk_too_small_to_begin_on_is_said(small_disk: Path, config: RunConfig) -> None:
-    (small_disk / "filler").write_bytes(b"x" * 1_990_000)
+    (small_disk / "filler").write_bytes(b"x" * 8_380_000)
     with pytest.raises(RunFolderError, match="No space left|full") as caught:
         Session(config, small_disk / "run")
     assert "\n" not in str(caught.value)
