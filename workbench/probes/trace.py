@@ -274,7 +274,7 @@ def token_shift(
         if policy.reference is None:
             found.kl_reference[rows] = found.kl_reference_after[rows] = nan
         else:
-            reference = logp(policy.reference)
+            reference = logp(policy.of("reference"))
             found.kl_reference[rows, :width] = _kl(old, reference) * mask
             found.kl_reference_after[rows, :width] = _kl(after, reference) * mask
     return found
