@@ -144,3 +144,16 @@ def test_changes_are_read_as_settings_are_written() -> None:
     for text in ("rl_weight", "=3", "a='"):
         with pytest.raises(ConfigError, match="changes: "):
             changes_of(text)
+
+
+def test_where_no_rollout_stands_out_the_least_likely_are_shown(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    with Session(config.with_changes(reward_flip=0.0), tmp_path / "run") as s:
+        s.run(2)
+        found = s.samples_of(Finding(2, "critical", "accuracy_fall", "", {}, "", since=2))
+        rows = [row for row in s.record(2).rollouts if row.purpose == "train"]
+        assert {row.advantage for row in rows} == {0.0}  # an untrained model earns nothing
+        likely = [(sum(r.reference_logprob) / len(r.token_ids), r.sequence) for r in rows]
+        expected = [sequence for _, sequence in sorted(likely)[:8]]
+        assert list(found.rollouts["sequence"]) == expected

@@ -48,7 +48,9 @@ class Replay:
     from_snapshot: int
     """The snapshot it was reached from; the steps between were executed again too."""
     record: StepRecord | None
-    """What the step measured; None where it came to no end."""
+    """What the step measured, with a trace more than the run asked for; None: it was not applied.
+
+    For `differences` the step is executed with the run's own probes, for a trace once more."""
     recorded: StepRecord | None
     """What the run recorded of it; None where it has not made this step (yet)."""
     error: str

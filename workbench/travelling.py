@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.commands import SessionError
@@ -19,7 +20,7 @@ from workbench.worker import Worker
 AnyFinding = Finding | Mapping[str, Any] | str
 """A Finding, its row of the frame "findings", or its key."""
 
-MOST_DEMONSTRATIONS = 8
+MOST_ROLLOUTS = MOST_DEMONSTRATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Samples:
     step: int
     """The step they were drawn at: the onset, or the last one recorded before it."""
     rollouts: pd.DataFrame
-    """Training rollouts that carry it (workbench/diagnosis/carriers.py), as `Run.rollouts`."""
+    """Training rollouts that carry it (workbench/diagnosis/carriers.py), as `Run.rollouts`; where
+    none stands out those that the starting policy finds least likely."""
     demonstrations: pd.DataFrame
     """The step's demonstrations that push most against RL; by loss where that was not measured."""
 
@@ -108,6 +110,7 @@ class Travelling:
             raise SessionError("samples_of: no step has been recorded yet")
         rollouts = self.reader.rollouts(step)
         mine = rollouts[rollouts["purpose"] == "train"].set_index("sequence", drop=False)
+        sequences = carriers(found.detector, rollouts) or _strangest(mine)
         shown = pd.DataFrame(self.reader.record(step).demonstrations)
         if not shown.empty:
             measured = shown["rl_cosine"].notna().any()
@@ -115,7 +118,7 @@ class Travelling:
             shown = shown.sort_values(by, ascending=rising, kind="stable")
         return Samples(
             step,
-            mine.loc[carriers(found.detector, rollouts)].reset_index(drop=True),
+            mine.loc[sequences].reset_index(drop=True),
             shown.head(MOST_DEMONSTRATIONS).reset_index(drop=True),
         )
 
@@ -153,6 +156,16 @@ def settings_of(finding: Finding, changes: Mapping[str, Any]) -> dict[str, Any]:
             f"fork_with: {finding.detector} suggests no value; give one, e.g. {names[0]}=…"
         )
     return settings
+
+
+def _strangest(rollouts: pd.DataFrame) -> list[int]:
+    """Where no rollout stands out: those the starting policy finds least likely, token by token."""
+    likely = {
+        row.sequence: float(np.mean(known))
+        for row in rollouts.itertuples()
+        if len(known := row.reference_logprob if len(row.reference_logprob) else row.logprob)
+    }
+    return sorted(likely, key=lambda sequence: likely[sequence])[:MOST_ROLLOUTS]
 
 
 def _onset(finding: Finding) -> int:
