@@ -80,6 +80,11 @@ def test_at_the_start_all_three_policies_are_the_checkpoint(folder: Path) -> Non
         assert bool(value.any()) == name.endswith("lora_A"), name  # A random, B zero
 
 
+def test_a_coordinator_is_zero_at_its_start_only(folder: Path, policy: Policy) -> None:
+    assert make_policy(small_config(folder)).coordinator_is_zero
+    assert not policy.coordinator_is_zero
+
+
 def test_the_coordinators_start_depends_on_the_seed_alone(folder: Path) -> None:
     first, again, other = (make_policy(small_config(folder, seed=s)) for s in (0, 0, 1))
     assert same_bits(first.coordinator, again.coordinator)

@@ -169,6 +169,13 @@ class Policy:
         """The layers (`layer_of`) that have a coordinator, in the network's order."""
         return list(dict.fromkeys(layer_of(name) for name, _ in self.lora_layers()))
 
+    @property
+    def coordinator_is_zero(self) -> bool:
+        """Whether w changes nothing, as at its start: every B is 0."""
+        return not any(
+            bool(w.any()) for name, w in self.coordinator.items() if name.endswith("lora_B")
+        )
+
     @contextmanager
     def coordinator_scale(
         self, scale: float, only: Collection[str] | None = None

@@ -90,12 +90,14 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
         off = None
         if due(probes.token_views_every, step) and passes.trains_coordinator:
             with m.timed("token_views"), policy.coordinator_scale(0.0):
-                off = batch_logprobs(
-                    policy.model,
-                    passes.batch.tokens,
-                    config.sampling.temperature,
-                    config.training.micro_batch_tokens,
-                )
+                off = passes.rl.logprobs_NC
+                if not policy.coordinator_is_zero:  # else it is off already
+                    off = batch_logprobs(
+                        policy.model,
+                        passes.batch.tokens,
+                        config.sampling.temperature,
+                        config.training.micro_batch_tokens,
+                    )
         m.rollouts += rollout_rows(step, policy, passes, off)
     if passes.baseline_rl is not None:
         _baseline(m, step, config, passes)
