@@ -40,7 +40,7 @@ def drawn(session: Session, step: int) -> list[str]:
 def numbers(session: Session) -> pd.DataFrame:
     """All that the run's live history measured, times apart."""
     metrics = session.frame("metrics")
-    timed = [name for name in metrics if name.startswith("seconds/")]
+    timed = [name for name in metrics if name.startswith(("seconds/", "snapshot/"))]
     losses = session.frame("demonstrations").drop(columns="step")
     return pd.concat([metrics.drop(columns=timed), losses], axis=1)
 
