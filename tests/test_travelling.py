@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.training.tiny import save_tiny_llama, small_config
@@ -105,6 +106,27 @@ def test_branches_share_their_trunk_on_the_chart(s: Session) -> None:
         assert "base_lr=0.01" in hot.name and "base_lr=0.01" in hot.hovertemplate
         assert "No branch" in plots.branches(tree, metrics, "nothing").layout.annotations[0].text
         assert '"selected": "<b>hot"' in tree_table(tree, str(fork.reader.path))
+
+
+def test_only_what_a_rewind_gave_up_is_dotted() -> None:
+    """Steps 1 to 4 made, rewound to 2, 3 and 4 made again; accuracy measured at odd steps."""
+    rows = [("a", "", 0, 4, "superseded"), ("a ↶1", "a", 2, 4, "idle")]
+    tree = pd.DataFrame(rows, columns=["node", "parent", "from_step", "to_step", "state"])
+    tree["changes"] = ["", "rl_weight=1"]
+    made = [("a", step) for step in (1, 2, 3, 4)] + [("a ↶1", 3), ("a ↶1", 4)]
+    metrics = pd.DataFrame(made, columns=["node", "step"])
+    metrics["reward"] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    metrics["accuracy"] = metrics["reward"].where(metrics["step"] % 2 == 1)
+
+    def lines(metric: str) -> list[tuple[list[int], str]]:
+        drawn = plots.branches(tree, metrics, metric)
+        return [(list(trace.x), trace.line.dash) for trace in drawn.data]
+
+    assert lines("reward") == [([1, 2], "solid"), ([2, 3, 4], "dot"), ([2, 3, 4], "solid")]
+    assert lines("accuracy") == [([1], "solid"), ([1, 3], "dot"), ([1, 3], "solid")]
+    tree.loc[1, "from_step"] = 0  # rewound to the start: all was given up
+    tree.loc[1, "parent"] = ""
+    assert lines("reward")[0] == ([1, 2, 3, 4], "dot")
 
 
 def test_what_the_replay_tab_shows(s: Session) -> None:

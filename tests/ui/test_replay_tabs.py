@@ -78,6 +78,7 @@ def test_a_step_is_replayed_and_is_identical(page: playwright.Page) -> None:
     page.locator("#replay-step input").fill("3")
     page.click("#replay")
     page.get_by_test_id("identical").get_by_text("identical", exact=True).wait_for()
+    page.locator("#replay-said").get_by_text("Replay of step 3").wait_for()
     for plot in ("plot-layer-gradients", "plot-layer-activations", "plot-updates"):
         wait_for_drawing(page, plot)
     assert page.locator("#replay-texts .token-strip").count() == 3

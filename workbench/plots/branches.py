@@ -12,7 +12,7 @@ def branches(tree: pd.DataFrame, metrics: pd.DataFrame, metric: str = "reward") 
     """A metric of every branch over steps; each line begins where it left its parent's.
 
     `tree`: `run_tree(folder)`. `metrics`: `branch_metrics(folder)`. The legend and the hover say
-    what was changed. Superseded branches are dotted.
+    what was changed. What a rewind gave up is dotted.
     """
     title = f"{show(metric)} of the branches"
     if metric not in metrics or metrics[metric].isna().all():
@@ -24,23 +24,29 @@ def branches(tree: pd.DataFrame, metrics: pd.DataFrame, metric: str = "reward") 
         line = _line(rows, known, str(node), metric)
         if line.empty:
             continue
-        past = row["state"] == "superseded"
         changes = show(row["changes"], 60) or ("the start" if not row["parent"] else "no change")
-        drawn.add_trace(
-            go.Scatter(
-                x=line["step"].to_numpy(),
-                y=line[metric].to_numpy(),
-                name=f"{show(str(node), 40)}: {changes}",
-                mode="lines+markers" if len(line) <= 40 else "lines",
-                line={
-                    "color": MUTED if past else COLORWAY[at % len(COLORWAY)],
-                    "width": 1.5 if past else 2,
-                    "dash": "dot" if past else "solid",
-                },
-                marker={"size": 4},
-                hovertemplate=f"step %{{x}}: %{{y:.4~g}}<br>{changes}, {show(row['state'])}",
+        name, hover = f"{show(str(node), 40)}: {changes}", "step %{x}: %{y:.4~g}<br>" + changes
+        shared = rows["from_step"][rows["parent"] == node].max()  # others stand on it; NaN: none do
+        past = row["state"] == "superseded"
+        kept = line[line["step"] <= shared] if past else line
+        given_up = line[max(len(kept) - 1, 0) :] if past else line[:0]
+        for points, colour, dash in (
+            (kept, COLORWAY[at % len(COLORWAY)], "solid"),
+            (given_up, MUTED, "dot"),
+        ):
+            if points.empty:
+                continue
+            drawn.add_trace(
+                go.Scatter(
+                    x=points["step"].to_numpy(),
+                    y=points[metric].to_numpy(),
+                    name=name if dash == "solid" else f"{name} (given up)",
+                    mode="lines+markers" if len(line) <= 40 else "lines",
+                    line={"color": colour, "width": 2, "dash": dash},
+                    marker={"size": 4},
+                    hovertemplate=hover + ("" if dash == "solid" else ", given up by a rewind"),
+                )
             )
-        )
     drawn.update_layout(
         showlegend=True,
         hovermode="closest",

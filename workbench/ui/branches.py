@@ -26,7 +26,7 @@ from workbench.ui.parts import (
 TITLE = "Branches"
 HELP = (
     "What became of this run: a fork begins a branch, and so does a rewind (↶). The steps they "
-    "share are drawn once; dotted branches were given up by a rewind. Open another branch with "
+    "share are drawn once; what a rewind gave up is dotted. Open another branch with "
     "<code>python app.py --run FOLDER</code>."
 )
 _COLUMNS = [

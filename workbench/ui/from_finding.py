@@ -28,7 +28,7 @@ class FromFinding:
                 container=True,
             )
         with gr.Row():
-            before = gr.Button("Step before", size="md", elem_id="finding-before", min_width=80)
+            before = gr.Button("Before it", size="md", elem_id="finding-before", min_width=80)
             samples = gr.Button("Samples", size="md", elem_id="finding-samples", min_width=80)
             fork = gr.Button("Fork", size="md", elem_id="finding-fork", min_width=80)
         self.samples = page("", "finding-shown")

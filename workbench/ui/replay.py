@@ -58,7 +58,14 @@ def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
     with gr.Row(equal_height=True):
-        step = gr.Number(1, label="Step", precision=0, minimum=1, elem_id="replay-step")
+        step = gr.Number(
+            None,
+            label="Step",
+            placeholder="empty: the last",
+            precision=0,
+            minimum=1,
+            elem_id="replay-step",
+        )
         changes = gr.Textbox(
             label="Changes",
             placeholder="e.g. rl_weight=0.9 base_lr=1e-5; empty: the step as it was",
@@ -75,11 +82,11 @@ def build(session: Session) -> View:
     texts = page("", "replay-texts")
 
     def draw(values: Values) -> Updates:
-        last = session.reader.last_step()
-        return {step: last} if values[step] == 1 and last > 1 else {}
+        return {}  # nothing here follows the run: what was asked for stays
 
-    def run(number: float, entered: str) -> tuple[Any, ...]:
-        found = session.replay(int(number), trace=True, **changes_of(entered))
+    def run(number: float | None, entered: str) -> tuple[Any, ...]:
+        asked = max(session.step_number, 1) if number is None else int(number)
+        found = session.replay(asked, trace=True, **changes_of(entered))
         return (
             said_html(found),
             figure_json(plots.layer_norms(found.layers)),
@@ -93,7 +100,7 @@ def build(session: Session) -> View:
     wire: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
     start.click(told(run), [step, changes], shown, **wire)
     changes.submit(told(run), [step, changes], shown, **wire)
-    return View({step}, {step}, draw)
+    return View(set(), set(), draw)
 
 
 def changes_of(text: str) -> dict[str, Any]:
