@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from workbench.capture import BASELINE, load_weights
 from workbench.config import ConfigError, ModelConfig, RunConfig
-from workbench.engine import BASELINE, load_weights
 from workbench.policy import Policy, PolicyName
 from workbench.store import Run, RunFolderError, open_run
 from workbench.store.snapshots import folder_of, read
