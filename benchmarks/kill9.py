@@ -307,7 +307,8 @@ def finish(path: Path, steps: int, reference: dict[str, Any], outcome: Kills) ->
     found = forked(lambda: history(path))
     for part in ("last", "digests", "problems", "snapshot", "tensors", "findings"):
         if found[part] != reference[part]:
-            outcome.wrong.append(f"{path.name}: {part} differ from the uninterrupted run's")
+            said = f"{found[part]} instead of {reference[part]}" if part == "findings" else part
+            outcome.wrong.append(f"{path.name}: {said} differ from the uninterrupted run's")
     outcome.runs += 1
 
 

@@ -272,6 +272,12 @@ class Engine:
         start.trainer = Trainer(start.config, start.policy, self.task)
         return start.snapshot()
 
+    def resume(self, again: Again) -> None:
+        """Bring memory to the end of the folder's last step, and the findings up to date."""
+        last = self.store.last_step()
+        self.travel(last, again)
+        self._watch.open(self.config, last)
+
     def catch_up(self, again: Again) -> None:
         """Bring memory back to the end of the last recorded step, where a fault parted them."""
         if not self.in_step:

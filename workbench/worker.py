@@ -210,7 +210,7 @@ class Worker:
             with self._under_way(Command("resume", "change", lambda: None, {}, Future())):
                 self.check()
                 if store.last_step() or store.snapshot_steps():
-                    self.engine.travel(store.last_step(), self.again)
+                    self.engine.resume(self.again)
                 else:
                     self.engine.save()  # step 0: every rewind can start here
             store.set_status("idle")

@@ -65,6 +65,11 @@ def test_findings_are_told_once_through_resume_and_rewind(config: RunConfig, tmp
         s.run(3)
         again = s.frame("findings")
         assert again[again["live"]][TOLD].to_dict("records") == whole[TOLD].to_dict("records")
+    with closing(sqlite3.connect(tmp_path / "cut/run.sqlite")) as database, database:
+        database.execute("DELETE FROM findings")  # as if killed in the last step
+    with Session.resume(tmp_path / "cut") as s:  # and no step follows
+        late = s.frame("findings")
+        assert late[TOLD].to_dict("records") == whole[TOLD].to_dict("records")
     found = examine(tmp_path / "cut").diagnosis.findings
     assert [f.key for f in found] and {f.key for f in found} == set(whole["key"])
 

@@ -41,6 +41,17 @@ class RunWatch:
             if finding.severity != "note" and policy(config.diagnosis, finding.detector) == "pause"
         ]
 
+    def open(self, config: RunConfig, last: int) -> None:
+        """Store what the recorded steps up to `last` show and the folder lacks.
+
+        A run that was killed between recording a step and telling of it would never tell, where
+        that step was its last.
+        """
+        watch, late = self._catch_up(config.diagnosis, last)
+        for finding in late:
+            self.store.add_finding(finding)
+        self._watch = watch
+
     def _catch_up(self, config: DiagnosisConfig, last: int) -> tuple[Watch, list[Finding]]:
         wanted = [d for d in DETECTORS if policy(config, d.name) != "off"]
         watch = Watch(wanted, config.finding_warm_up, config.finding_cooldown)
