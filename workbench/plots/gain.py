@@ -42,8 +42,9 @@ def verdicts(gain: pd.DataFrame) -> pd.Series:
 
     Helped (hurt): the gain is above (below) zero, and the prompt is among those of its step and
     estimator that Benjamini and Hochberg's procedure passes at a false discovery rate of 5 %. Where
-    a run holds no p-values: by more than 1.96 standard errors. Blanked: the importance weights were
-    too uneven to say anything.
+    a run holds no p-values: by more than 1.96 standard errors. The rate is as good as the p-values:
+    approximate for paired, too small for shared, whose verdicts are hints. Blanked: the importance
+    weights were too uneven to say anything.
     """
     p = gain["p_value"]
     together = [gain["step"], gain["estimator"]]

@@ -37,8 +37,9 @@ HELP = (
     "baseline under the same coordinator. <b>paired</b> samples both with the same noise "
     "(measured every few steps on a fixed set of prompts, the truth); <b>shared</b> reweights "
     "the step's own rollouts (free, each step) and is left blank, ×, where too few of them "
-    "count. Helped and hurt prompts are those whose gain is not zero, with at most 5 % false ones "
-    "among them. Click a cell, a point or a row to see the rollouts."
+    "count. Of the prompts shown as helped or hurt by the paired gain about one in twenty is "
+    "expected to be wrong; the shared gain of one prompt is only a hint, and so is its verdict. "
+    "Click a cell, a point or a row to see the rollouts."
 )
 _COLUMNS = [
     Column("prompt"),
