@@ -122,7 +122,7 @@ def test_set_reads_toml_values_and_bare_strings(
         ("train --set seed", "argument --set: 'seed' is not KEY=VALUE"),
         ("train --preset pocket --config x", "not allowed with argument"),
         ("train --preset none", "preset: no preset 'none'; there are pocket, smollm2"),
-        ("train --method dpo", "method: .*got 'dpo'"),
+        ("train --method dpo", "method: no method 'dpo'; there are bridge, "),
         ("train --set base_rl=1", "base_rl: no such setting; did you mean 'base_lr'"),
         ("train --set rl_weight=2", "training.rl_weight: .*got 2"),
         ("train --set rl_weight=high", "training.rl_weight: .*got 'high'"),
