@@ -54,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps of each run (60)")
     parser.add_argument("--seeds", type=int, help="reported seeds (3)")
     parser.add_argument("--trials", type=int, help="learning-rate trials of each method (3)")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of each step (16)")
     parser.add_argument("--problems", type=int, help="held-out problems of each split (256)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="2 steps, 1 trial, 1 seed")
@@ -75,6 +76,7 @@ def main() -> None:
     base = RunConfig.preset(
         "pocket",
         base_lr=1e-4,
+        prompts_per_step=args.prompts,
         n_validation=args.problems,
         n_hard=args.problems,
         snapshot_every=max(args.steps, 1),
