@@ -147,7 +147,13 @@ class Replay:
             return "the run recorded this step, and here it could not be finished"
         if self.identical:
             return f"identical to the recorded step, to the last bit ({self.compared})"
-        return f"not the recorded step: {len(self.differences)} differences ({self.compared})"
+        said = f"not the recorded step: {len(self.differences)} differences ({self.compared})"
+        if not self.changes:
+            said += (
+                "; sums depend on the number of threads (OMP_NUM_THREADS) and the machine: they "
+                "must be those of the run"
+            )
+        return said
 
     def __repr__(self) -> str:
         return "\n".join(self.summary())

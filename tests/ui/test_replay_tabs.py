@@ -38,12 +38,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from workbench.session import Session
 
     folder = tmp_path_factory.mktemp("replay") / "run"
-    with Session(SMALL.with_changes(snapshot_every=2), folder) as session:
-        session.run(4)
-        session.rewind(2)
-        session.set(rl_weight=0.9)
-        session.run(2)
-        session.fork(folder.with_name("fork"), step=3, base_lr=1e-3).close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # as in the app: sums depend on the number of threads
+        with Session(SMALL.with_changes(snapshot_every=2), folder) as session:
+            session.run(4)
+            session.rewind(2)
+            session.set(rl_weight=0.9)
+            session.run(2)
+            session.fork(folder.with_name("fork"), step=3, base_lr=1e-3).close()
     finding = Finding(
         4,
         "warning",
