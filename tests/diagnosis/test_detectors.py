@@ -19,7 +19,8 @@ SETTINGS = RunConfig().flat()
 
 
 def found(frame: pd.DataFrame, detector: str) -> list[Finding]:
-    return [f for f in diagnose(frame, settings=SETTINGS).findings if f.detector == detector]
+    alone = [d for d in DETECTORS if d.name == detector]  # none looks at another's findings
+    return diagnose(frame, settings=SETTINGS, detectors=alone).findings
 
 
 def _set(column: str, value: float | Callable[[pd.Series], pd.Series]) -> Callable[..., None]:
@@ -180,6 +181,67 @@ def test_a_suggestion_starts_from_the_value_in_force():
     (finding, *_) = found(frame, "kl_blowup")
     assert finding.suggestion["base_lr"] == pytest.approx(1e-2 / 5)
     assert finding.suggestion["kl_coef"] == pytest.approx(1e-2)  # ten times the default
+
+
+@pytest.mark.parametrize("odd", [[3.0, 0.1, 3.0], [0.1, 3.0, 3.0], [0.6, 0.6, 0.6]])
+def test_the_kl_that_is_told_is_the_kl_that_is_too_high(odd: list[float]):
+    frame = healthy()
+    frame["reward"], frame["eval/accuracy"], frame["kl"] = 0.4, 0.3, 0.1
+    frame.loc[20:22, "kl"] = odd
+    (finding,) = [f for f in found(frame, "kl_blowup") if ".jump" not in f.key]
+    said = float(finding.message.split(" is ")[1].split(" nats")[0])
+    assert said == finding.evidence["kl"] == sorted(odd)[1] >= 0.5
+
+
+@pytest.mark.parametrize(("reward", "told"), [(0.4, [4]), (0.6, [])])
+def test_a_high_kl_needs_no_warm_up_unless_it_pays(reward: float, told: list[int]):
+    frame = healthy(n_steps=7)
+    frame["kl"] = [0.0, 0.6, 0.9, 0.8, 1.0, 1.1, 1.2]
+    frame["reward"] = [0.4, 0.4, *[reward] * 5]
+    assert [f.step for f in found(frame, "kl_blowup")] == told
+
+
+def test_the_shared_gain_alone_accuses_nobody():
+    frame = healthy()
+    frame["eval/baseline_accuracy"] = frame["eval/accuracy"]
+    frame.loc[frame["step"] >= ONSET, "gain/shared"] = -0.2
+    assert [f.severity for f in found(frame, "coordinator_harm")] == ["note"]
+    frame["eval/baseline_accuracy"] -= 0.02  # both were asked, and the joint policy is ahead
+    assert not found(frame, "coordinator_harm")
+
+
+@pytest.mark.parametrize(("gain", "told"), [([0.5, -0.2], 0), ([-0.2, -0.2], 1), ([-0.06] * 2, 0)])
+def test_two_paired_gains_accuse_beyond_their_error(gain: list[float], told: int):
+    frame = healthy()
+    frame["gain/paired"] = frame["gain/paired_se"] = np.nan
+    frame.loc[[19, 39], "gain/paired"] = gain
+    frame.loc[[19, 39], "gain/paired_se"] = 0.05  # −0.06 ± 0.035 is none
+    assert [f.severity for f in found(frame, "coordinator_harm")] == ["warning"] * told
+
+
+def test_a_reward_that_holds_while_the_accuracy_falls_is_told_at_the_first_evaluation():
+    frame = healthy()
+    frame["reward"] = 0.7 + np.random.default_rng(2).normal(0, 0.02, len(frame))
+    frame.loc[frame["step"].isin([4, 5]), "reward"] = 0.75
+    frame.loc[0, "eval/accuracy"] = 0.4
+    frame.loc[frame["eval/accuracy"].notna() & (frame["step"] > 1), "eval/accuracy"] = 0.0
+    first = min(found(frame, "reward_hacking"), key=lambda f: f.step)
+    assert (first.step, first.since) == (5, 5)
+    frame["reward"] = np.where(frame["step"] > 1, 0.0, 0.7)  # both fall: the policy is broken
+    assert not found(frame, "reward_hacking")
+
+
+def test_an_entropy_that_buys_held_out_accuracy_is_no_collapse():
+    frame = healthy()
+    rng = np.random.default_rng(3)
+    frame["reward"] = 0.4 + rng.normal(0, 0.05, len(frame))
+    frame["entropy"] = 0.1 * np.exp(-0.05 * frame["step"])
+    evaluated = frame["eval/accuracy"].notna()
+    frame.loc[evaluated, "eval/accuracy"] = 0.4
+    assert found(frame, "entropy_collapse")
+    frame.loc[evaluated, "eval/accuracy"] = np.linspace(0.0, 1.0, int(evaluated.sum())) ** 0.5
+    collapse = found(frame[frame["step"] <= 20], "entropy_collapse")
+    assert not [f for f in collapse if f.severity != "note"]
 
 
 def test_a_missing_metric_skips_its_detectors_by_name():

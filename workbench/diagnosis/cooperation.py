@@ -13,7 +13,12 @@ from workbench.diagnosis.statistics import binomial_error
 CONFLICT_WINDOW, CONFLICT_SHARE = 8, 0.75
 HARM_Z, HARM_LEAST = -3.0, 0.05
 HARM_ESS = 0.8
-"""Effective sample size over G below which the shared gain is too biased to accuse by. [ours]"""
+"""Effective sample size over G below which the shared gain is not even noted. [ours]"""
+HARM_CAUSES = (
+    "demonstrations that are flawed or of another task: see the suspects",
+    "a coordinator that learns too fast",
+    "SFT has given all it can, and now holds RL back",
+)
 INERT = 1e-4
 BLOWN, BLOWN_CRITICAL = 0.3, 1.0
 """‖ΔW‖/‖W‖ over all adapted matrices. [ours]"""
@@ -48,51 +53,71 @@ def check_conflict(h: History) -> Iterator[Symptom]:
 def check_harm(h: History) -> Iterator[Symptom]:
     """The joint policy does worse than the RL-only one, by z < −3 and 0.05.
 
-    Three measurements, each enough: the shared gain pooled over 10 steps (where most rollouts still
-    count for θ̂), the last two paired gains, and the last three evaluations of both policies.
+    A warning where both policies wrote for themselves: in the last two paired gains, or the last
+    three evaluations. The shared gain is a note at most: its rollouts are the joint policy's alone,
+    so it says nothing of what the RL-only one writes where those never go. It has been −0.2 where
+    the paired gain was +0.5.
     """
-    suggestion = {"rl_weight": 0.8} | lower(h, "coordinator_lr", 5)
-    causes = (
-        "demonstrations that are flawed or of another task: see the suspects",
-        "a coordinator that learns too fast",
-        "SFT has given all it can, and now holds RL back",
-    )
-    for name, window in (("gain/shared", 10), ("gain/paired", 2)):
-        gain, error = h.tail(name, window), h.tail(f"{name}_se", window)
-        if len(gain) < window or len(error) < window or not error.any():
-            continue
-        if name == "gain/shared" and not h.level("gain/ess", window) >= HARM_ESS:
-            continue
-        mean, z = float(gain.mean()), float(gain.sum() / np.sqrt((error**2).sum()))
-        if mean <= -HARM_LEAST and z <= HARM_Z:
-            since = h.since(name, lambda v: v < 0)
-            yield Symptom(
-                "warning",
-                since,
-                f"The cooperative gain ({name}) is {mean:.2f} over the last {window} measurements "
-                f"(z = {z:.1f}), below 0 since step {since}: SFT and coordinator do harm.",
-                {"metric": name, "gain": mean, "z": z},
-                causes,
-                suggestion,
-                kind="gain",
-            )
-            return
+    gain, error = h.tail("gain/paired", 2), h.tail("gain/paired_se", 2)
+    if len(gain) == len(error) == 2 and _harms(gain, error):
+        since = h.since("gain/paired", lambda v: v < 0)
+        yield Symptom(
+            "warning",
+            since,
+            f"The paired cooperative gain is {gain.mean():.2f} in the last two measurements "
+            f"(z = {_z(gain, error):.1f}), below 0 since step {since}: SFT and coordinator do "
+            "harm.",
+            {"metric": "gain/paired", "gain": float(gain.mean()), "z": _z(gain, error)},
+            HARM_CAUSES,
+            _less_sft(h),
+            kind="gain",
+        )
     joint, alone = h.tail("eval/accuracy", 3), h.tail("eval/baseline_accuracy", 3)
-    if len(joint) == 3 and len(alone) == 3:
-        n = 3 * (h.setting("evaluation_prompts") or 100)
+    if len(joint) == len(alone) == 3:
+        n = h.setting("evaluation_prompts") or 100  # the same ones each time
         mean = float((joint - alone).mean())
-        error = np.hypot(binomial_error(joint.mean(), n), binomial_error(alone.mean(), n))
-        if mean <= -0.1 and mean <= HARM_Z * error:
+        sigma = float(np.hypot(binomial_error(joint.mean(), n), binomial_error(alone.mean(), n)))
+        if mean <= -2 * HARM_LEAST and mean <= HARM_Z * sigma:
             yield Symptom(
                 "warning",
                 h.last_steps("eval/accuracy", 3)[0],
                 f"The joint policy's held-out accuracy is {-mean:.0%} below the RL-only one's in "
                 "the last three evaluations: SFT and coordinator do harm.",
-                {"metric": "eval/accuracy", "difference": mean, "standard_error": float(error)},
-                causes,
-                suggestion,
+                {"metric": "eval/accuracy", "difference": mean, "standard_error": sigma},
+                HARM_CAUSES,
+                _less_sft(h),
                 kind="accuracy",
             )
+    gain, error = h.tail("gain/shared", 10), h.tail("gain/shared_se", 10)
+    if len(gain) == len(error) == 10 and h.level("gain/ess", 10) >= HARM_ESS:
+        ahead = len(joint) == len(alone) == 3 and joint[-1] > alone[-1]
+        if _harms(gain, error) and not ahead:
+            since = h.since("gain/shared", lambda v: v < 0)
+            yield Symptom(
+                "note",
+                since,
+                f"The shared gain is {gain.mean():.2f} over the last 10 measurements "
+                f"(z = {_z(gain, error):.1f}), below 0 since step {since}. It sees the joint "
+                "policy's rollouts alone: the paired gain tells whether it is so.",
+                {"metric": "gain/shared", "gain": float(gain.mean()), "z": _z(gain, error)},
+                HARM_CAUSES,
+                {"paired_gain_every": 5},
+                kind="shared",
+            )
+
+
+def _z(gain: np.ndarray, error: np.ndarray) -> float:
+    """Of the sum of independent measurements; 0 where none has an error to compare with."""
+    sigma = float(np.sqrt((error**2).sum()))
+    return float(gain.sum()) / sigma if sigma else 0.0
+
+
+def _harms(gain: np.ndarray, error: np.ndarray) -> bool:
+    return gain.mean() <= -HARM_LEAST and _z(gain, error) <= HARM_Z
+
+
+def _less_sft(h: History) -> dict[str, float | None]:
+    return {"rl_weight": 0.8} | lower(h, "coordinator_lr", 5)
 
 
 def check_inert(h: History) -> Iterator[Symptom]:
@@ -177,7 +202,7 @@ HARM = Detector(
     "coordinator_harm",
     (("gain/shared", "gain/paired", "eval/baseline_accuracy"),),
     check_harm,
-    "[ours]: z < −3 and at least 0.05",
+    "[ours]: z < −3 and at least 0.05 in paired gains, or 0.1 in evaluations",
 )
 COORDINATOR_INERT = Detector(
     "coordinator_inert", (("coordinator/ratio",),), check_inert, "[ours]: 1e-4 after 20 steps"

@@ -8,8 +8,8 @@ from math import log
 import numpy as np
 
 from workbench.diagnosis.detector import Detector, Symptom, higher, lower
-from workbench.diagnosis.gradients import solved
 from workbench.diagnosis.history import History
+from workbench.diagnosis.learning import gaining, solved
 from workbench.diagnosis.statistics import slope, trend_z
 
 FLOOR = 0.10
@@ -23,7 +23,7 @@ EXPLODED, EXPLODED_LEAST = 3.0, 0.3
 
 
 def check_collapse(h: History) -> Iterator[Symptom]:
-    """Judged by the projected arrival at the floor while the reward does not rise.
+    """Judged by the projected arrival at the floor while neither reward nor accuracy rises.
 
     Entropy falls in each run that learns: only a fall that buys nothing counts. It falls by a
     factor a step, so the projection is a line through its logarithm.
@@ -47,8 +47,7 @@ def check_collapse(h: History) -> Iterator[Symptom]:
             kind="from-the-start",
         )
         return
-    rewards = h.tail("reward", 20)
-    if trend_z(rewards) > 1.0:
+    if gaining(h):
         return
     suggestion = {"clip_range": 0.28} | lower(h, "base_lr", 3)
     causes = (
@@ -87,12 +86,12 @@ def check_collapse(h: History) -> Iterator[Symptom]:
 
 
 def check_explosion(h: History) -> Iterator[Symptom]:
-    """Entropy 3 times its start and at least 0.3 nats above it, while the reward does not rise."""
+    """Entropy 3 times its start and at least 0.3 nats above it, while nothing is gained."""
     if h.count("entropy") < 8:
         return
     early, now = h.start("entropy"), h.level("entropy")
     limit = max(EXPLODED * early, early + EXPLODED_LEAST)
-    if now < limit or trend_z(h.tail("reward", 20)) > 1.0:
+    if now < limit or gaining(h):
         return
     since = h.since("entropy", lambda v: v >= limit)
     yield Symptom(

@@ -8,6 +8,7 @@ import numpy as np
 
 from workbench.diagnosis.detector import Detector, Symptom, lower
 from workbench.diagnosis.history import History
+from workbench.diagnosis.learning import solved
 from workbench.diagnosis.statistics import robust_z
 
 NORMS = (
@@ -27,16 +28,6 @@ SPIKE_RATIO = 4.0
 """A spike is also this many times the median: 8 σ of a calm past may be little. [ours]"""
 VANISHED = 0.05
 """Share of its early size a gradient must have fallen to. [rldoctor]"""
-SOLVED = 0.85
-"""Mean reward, of at most 1, from which a fading gradient is success. [rldoctor: saturated]"""
-
-
-def solved(h: History) -> bool:
-    """Whether little is left to learn: rewards of at most 1 are nearly all earned."""
-    rewards = h.tail("reward", 8)
-    if len(rewards) and rewards.min() >= 0 and rewards.max() <= 1 + 1e-9:
-        return float(np.median(rewards)) >= SOLVED
-    return False
 
 
 def check_spikes(h: History) -> Iterator[Symptom]:

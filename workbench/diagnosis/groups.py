@@ -18,7 +18,7 @@ EASY, HARD = 0.85, 0.15
 def check(h: History) -> Iterator[Symptom]:
     """More than half of the groups, split into too easy (a note: it is success) and too hard.
 
-    More than half: by two standard errors of the share over 8 steps.
+    Each limit is to be passed by two standard errors of the share over 8 steps.
     """
     name = "frac_reward_zero_std"
     alike = h.level(name, 8)
@@ -33,7 +33,7 @@ def check(h: History) -> Iterator[Symptom]:
             easy = hard = alike / 2
     since = h.since(name, lambda v: v >= NOTE)
     severity: Severity = "warning" if alike >= WARNING + error else "note"
-    if alike >= CRITICAL:
+    if alike >= CRITICAL + error:
         severity = "critical"
     if easy >= 2 * hard:
         kind, severity = "too-easy", "note"

@@ -19,31 +19,43 @@ SILENT = 8
 
 
 def check_hacking(h: History) -> Iterator[Symptom]:
-    """The reward rises 0.2 beyond the held-out accuracy, whose noise is allowed for."""
+    """The reward has moved 0.2 further up than the held-out accuracy, whose noise is allowed for.
+
+    Either the reward rises, or it holds while the accuracy falls by three standard errors: of the
+    mean of two evaluations, taken for one since they have the same prompts.
+    """
     accuracy = h.tail("eval/accuracy", 100)
-    if len(accuracy) < 3 or h.count("reward") < 10:
+    if len(accuracy) < 2 or h.count("reward") < 4:
         return
     n = h.setting("evaluation_prompts") or 100
-    gained = h.level("reward") - h.start("reward")
-    learned = float(np.median(accuracy[-2:])) - float(accuracy[0])
-    error = 2 * np.hypot(binomial_error(accuracy[0], n), binomial_error(accuracy[-1], n))
+    rows = min(5, h.count("reward") // 2)  # the first and the last rows are not to overlap
+    early = h.start("reward", rows)
+    gained = h.level("reward", rows) - early
+    late = accuracy[-2:] if len(accuracy) > 2 else accuracy[-1:]
+    learned = float(late.mean() - accuracy[0])
+    sigma = float(np.hypot(binomial_error(accuracy[0], n), binomial_error(late.mean(), n)))
+    fell = learned <= -3 * sigma
+    rose = gained >= GAP_WARNING and len(accuracy) >= 3 and h.count("reward") >= 10
+    held = h.level("reward", rows) >= max(early, h.head("reward", 1)[0])
     gap = gained - learned
-    if gained < GAP_WARNING or gap < GAP_WARNING + error:
+    if not (rose or (fell and held)) or gap < GAP_WARNING + 2 * sigma:
         return
-    early = h.start("reward")
-    since = h.since("reward", lambda v: v - early >= GAP_WARNING)
-    fell = learned <= -error
-    severity: Severity = "critical" if fell or gap >= GAP_CRITICAL + error else "warning"
+    if rose:
+        since = h.since("reward", lambda v: v - early >= GAP_WARNING)
+    else:
+        since = h.since("eval/accuracy", lambda v: v < accuracy[0])
+    severity: Severity = "critical" if fell or gap >= GAP_CRITICAL + 2 * sigma else "warning"
     yield Symptom(
         severity,
         since,
-        f"The reward rose by {gained:.2f} while the held-out accuracy "
-        + ("fell" if fell else "rose")
+        (f"The reward rose by {gained:.2f}" if rose else "The reward did not fall")
+        + " while the held-out accuracy "
+        + ("fell" if learned < 0 else "rose")
         + f" by {abs(learned):.2f}: the policy earns rewards without solving the task.",
         {
             "reward_gained": gained,
             "accuracy_gained": learned,
-            "noise": float(error),
+            "noise": 2 * sigma,
             "metric": "reward",
         },
         (
@@ -116,6 +128,7 @@ HACKING = Detector(
     (("reward",), ("eval/accuracy",)),
     check_hacking,
     "[ours] 0.2 above noise; the signature is rldoctor's reward_hacking",
+    at_once=True,
 )
 NOISY = Detector(
     "verifier_noisy",
