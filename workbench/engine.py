@@ -203,7 +203,7 @@ class Engine:
         """The same run with weights and optimizers of its own, to `travel` with; see `replay`."""
         other = copy.copy(self)
         other.policy = self.policy.scratch()
-        other.trainer = Trainer(self.config, other.policy, self.task)
+        other.trainer = Trainer(self.config, other.policy, self.task, self.trainer.sets)
         return other
 
     def change(self, config: RunConfig, again: Again) -> None:
@@ -269,7 +269,7 @@ class Engine:
         start = copy.copy(self)
         start.step_number, start.config = 0, self.store.config
         start.policy = new_policy(start.config)
-        start.trainer = Trainer(start.config, start.policy, self.task)
+        start.trainer = Trainer(start.config, start.policy, self.task, self.trainer.sets)
         return start.snapshot()
 
     def resume(self, again: Again) -> None:

@@ -25,11 +25,15 @@ PROBES = {
     "coordinator": "coordinator_every",
     "evaluation": "evaluate_every",
 }
-"""What is measured beside training, and the setting with its schedule.
+"""What is measured beside training, and the setting with its schedule; beside these there is
+'evaluation/<name>' for each of `evaluation_sets`, with a schedule of its own.
 
 'seconds/probe/<name>' is what it took, at the steps where it was due. These are parts of the phase
 'probes', but for what alignment does inside the backward passes of the phase 'gradients'.
 """
+
+SET_ACCURACY = "eval/accuracy/"
+"""How the metrics of `evaluation_sets` begin; the set's name follows."""
 
 Estimator = Literal["shared", "paired"]
 

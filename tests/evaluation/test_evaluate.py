@@ -10,8 +10,8 @@ import pytest
 from workbench import RunConfig, Session, open_run
 from workbench.__main__ import main
 from workbench.config import ConfigError
-from workbench.evaluation.sets import load_set
 from workbench.store import RunFolderError
+from workbench.tasks.sets import load_set
 
 SMALL = {
     "prompts_per_step": 4,
@@ -138,7 +138,7 @@ def test_offline_a_named_set_says_where_to_place_it(
     def away(data: str, split: str) -> object:
         raise ConfigError(f"task.data: cannot read {data!r}")
 
-    monkeypatch.setattr("workbench.evaluation.sets.read_table", away)
+    monkeypatch.setattr("workbench.tasks.sets.read_table", away)
     with pytest.raises(ConfigError, match=r"math500\.jsonl with the columns problem and answer"):
         named("math500", tmp_path)
 

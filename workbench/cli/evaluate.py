@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     from workbench.evaluation.table import table
     from workbench.store import evaluations
     from workbench.tasks import make_task
+    from workbench.tasks.sets import file_columns
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -77,14 +78,12 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"--policy: there is no {name!r}; there are {', '.join(POLICIES)}")
     if options.samples < 0:
         raise ConfigError(f"--samples: must be at least 0 (got {options.samples})")
-    columns = _columns(options.columns)
     subject = open_subjects(options.subject, options.policy, options.step)
     task = settings = None
     if subject.run is not None:
         settings = subject.config.task
         task = make_task(settings)
-        if settings.kind == "dataset" and not options.columns:
-            columns = {"prompt": settings.prompt_column, "answer": settings.answer_column}
+    columns = _columns(options.columns) if options.columns else file_columns(settings)
     reward = options.reward or ("task" if task is not None else "math")
     harness = [s.removeprefix("lm-eval:") for s in options.sets if s.startswith("lm-eval:")]
     sets = [

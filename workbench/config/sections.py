@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from workbench.config.methods import MethodSettings, Section
 
@@ -93,6 +94,47 @@ class SamplingConfig(Section):
     """Sequences generated at once."""
 
 
+class EvaluationSetConfig(Section):
+    """A set of problems that is evaluated during training: greedily, on a schedule of its own."""
+
+    set: str = Field(min_length=1)
+    """validation, hard, math500, … (what `eval --sets` knows), gym:NAME or a file of problems."""
+    name: str = ""
+    """How it is called in records and plots; default: the set's name, or the file's."""
+    every: int = Field(50, ge=1)
+    """Steps between two evaluations; the first is at step 1."""
+    problems: int = Field(64, ge=1)
+    """Its first so many problems."""
+    max_new_tokens: int = Field(0, ge=0)
+    """Longest completion (0: evaluation_max_new_tokens)."""
+    reward: Literal["task", "math", "exact", "choice"] = "task"
+    """What scores a file's completions; named sets are always scored by math-verify."""
+    prompt_column: str = ""
+    """A file's column with the problem; empty: as the task's data have it, else 'prompt'."""
+    answer_column: str = ""
+    """A file's column with the answer; empty: as the task's data have it, else 'answer'."""
+    suffix: str = "auto"
+    """Text behind each prompt; auto: how to box an answer for named sets, else nothing."""
+    folder: str = "data"
+    """Where files of named sets are looked for before the hub is asked."""
+
+    @property
+    def label(self) -> str:
+        """What it is called: 'eval/accuracy/<label>' is its metric."""
+        is_file = self.set.lower().endswith((".jsonl", ".json", ".parquet", ".csv"))
+        return self.name or (PurePath(self.set).name if is_file else self.set)
+
+    @field_validator("set")
+    @classmethod
+    def _in_process(cls, name: str) -> str:
+        if name.startswith("lm-eval:"):
+            raise ValueError(
+                f"evaluation_sets.set: {name!r} needs the exported model; "
+                "use `python -m workbench eval RUN --sets` instead"
+            )
+        return name
+
+
 class ProbesConfig(Section):
     """What is measured, and every how many steps: at step 1 and each multiple; 0: never.
 
@@ -122,6 +164,17 @@ class ProbesConfig(Section):
     """Prompts of each evaluation."""
     evaluation_max_new_tokens: int = Field(96, ge=1)
     """Longest completion of an evaluation."""
+    evaluation_sets: tuple[EvaluationSetConfig, ...] = ()
+    """More sets, each with a schedule: [[probes.evaluation_sets]] set = "math500", every = 50."""
+
+    @field_validator("evaluation_sets")
+    @classmethod
+    def _told_apart(cls, sets: tuple[EvaluationSetConfig, ...]) -> tuple[EvaluationSetConfig, ...]:
+        labels = [each.label for each in sets]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"evaluation_sets: two are called {twice[0]!r}; give one another name")
+        return sets
 
 
 def due(every: int, step: int) -> bool:

@@ -1,8 +1,8 @@
 """Evaluation of a run's policies, or of any model, on sets of problems; see `evaluate`."""
 
 from workbench.evaluation.evaluate import Evaluation, evaluate
-from workbench.evaluation.sets import NAMED, EvaluationSet, load_set
 from workbench.evaluation.subjects import POLICIES, Subject, open_subjects
+from workbench.tasks.sets import NAMED, EvaluationSet, load_set
 
 __all__ = [
     "Evaluation",

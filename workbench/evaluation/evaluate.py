@@ -14,14 +14,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench.evaluation.sets import EvaluationSet
 from workbench.evaluation.statistics import bootstrap, compare, pass_at_k
 from workbench.evaluation.subjects import Subject
 from workbench.sampling import Noise, sample
 from workbench.tasks import Problem
-
-RIGHT = 1.0 - 1e-9
-"""A completion counts as right from this reward on: partial credit is none. [ours]"""
+from workbench.tasks.sets import RIGHT, EvaluationSet
 
 
 @dataclass(frozen=True)

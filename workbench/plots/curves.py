@@ -22,7 +22,7 @@ from workbench.plots._theme import (
     show,
     whole_steps,
 )
-from workbench.records import PHASES
+from workbench.records import PHASES, SET_ACCURACY
 
 SEVERITY_COLOURS = {"note": MUTED, "warning": "#e69f00", "critical": AGAINST}
 MARKED = ("set", "set_aside", "take_back", "rewind", "fork")
@@ -52,6 +52,8 @@ class Panel:
     log: bool = False
     share: bool = False
     """Values are shares: written in per cent, the axis begins at zero."""
+    each: str = ""
+    """A line more for each column of the frame that begins so, called what follows."""
     missing: str = "Nothing measured yet: press Run, or take a step."
 
 
@@ -72,7 +74,8 @@ PANELS: dict[str, Panel] = {
             Line("eval/hard_accuracy", "harder split", JOINT, "dot"),
         ),
         share=True,
-        missing="No evaluation yet: it runs every few steps (evaluate_every).",
+        each=SET_ACCURACY,
+        missing="No evaluation yet: it runs every few steps (evaluate_every, evaluation_sets).",
     ),
     "gain": Panel(
         "Cooperative gain",
@@ -153,9 +156,12 @@ def curves(
             for i, column in enumerate(panel)
         )
         panel = Panel(", ".join(show(column) for column in panel), lines)
+    lines = panel.lines
+    if panel.each:
+        lines += _each(metrics, panel.each)
     present = [
         line
-        for line in panel.lines
+        for line in lines
         if line.column in metrics.columns and metrics[line.column].notna().any()
     ]
     if not present:
@@ -188,9 +194,23 @@ def curves(
     if commands is not None:
         mark_commands(drawn, commands)
     if findings is not None:
-        columns = {line.column for line in panel.lines}
+        columns = {line.column for line in lines}
         mark_findings(drawn, findings, None if "reward" in columns else columns)
     return drawn
+
+
+def _each(metrics: pd.DataFrame, prefix: str) -> tuple[Line, ...]:
+    """A line for each column that begins with `prefix`, in the columns' order."""
+    columns = [column for column in metrics.columns if column.startswith(prefix)]
+    return tuple(
+        Line(
+            column,
+            show(column.removeprefix(prefix), 28),
+            COLORWAY[2:][i % (len(COLORWAY) - 2)],
+            "dash",
+        )
+        for i, column in enumerate(columns)
+    )
 
 
 def _band(measured: pd.DataFrame, line: Line) -> go.Scatter:

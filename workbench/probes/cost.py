@@ -26,16 +26,19 @@ def probe_costs(metrics: pd.DataFrame, schedule: ProbesConfig, last: int = 20) -
     """
     newest = metrics.tail(last)
     whole = newest["seconds/total"].sum() if "seconds/total" in newest else nan
-    timed = any(f"seconds/probe/{probe}" in newest for probe in PROBES)
+    timed = any(name.startswith("seconds/probe/") for name in newest)
     rows = []
-    for probe, setting in PROBES.items():
+    probes = [(probe, setting, getattr(schedule, setting)) for probe, setting in PROBES.items()]
+    for chosen in schedule.evaluation_sets:
+        probes.append((f"evaluation/{chosen.label}", "evaluation_sets", chosen.every))
+    for probe, setting, every in probes:
         name = f"seconds/probe/{probe}"
         seconds = newest[name].dropna() if name in newest else pd.Series(dtype="float64")
         rows.append(
             (
                 probe,
                 setting,
-                getattr(schedule, setting),
+                every,
                 seconds.mean() if len(seconds) else nan,
                 seconds.sum() / len(newest) if timed and len(newest) else nan,
                 seconds.sum() / whole if timed and whole > 0 else nan,

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.config import RunConfig, due
 from workbench.policy import Policy
 from workbench.probes.coordinator import coordinator_rows
-from workbench.probes.evaluation import greedy_accuracy
+from workbench.probes.evaluation import greedy_accuracy, set_accuracy
 from workbench.probes.gain import (
     batch_gain,
     draw_paired,
@@ -22,6 +22,7 @@ from workbench.probes.gain import (
     shared_gain_rows,
 )
 from workbench.records import (
+    SET_ACCURACY,
     AlignmentRow,
     CoordinatorRow,
     DemonstrationRow,
@@ -31,6 +32,7 @@ from workbench.records import (
 from workbench.sampling import Noise, TokenBatch, batch_logprobs
 from workbench.tasks.problem import Problem, Task
 from workbench.tasks.scoring import Score
+from workbench.tasks.sets import ScheduledSet
 from workbench.training.aligned import aligned, alignment_seconds
 from workbench.training.batches import POLICY, DemonstrationBatch, RolloutBatch
 from workbench.training.gradients import PerDemonstration, RLPass, SFTPass
@@ -74,13 +76,20 @@ class Measured:
         self.spend(probe, perf_counter() - started)
 
     def spend(self, probe: str, seconds: float) -> None:
-        """Add to 'seconds/probe/<probe>'; a name of `records.PROBES`."""
+        """Add to 'seconds/probe/<probe>'; see `records.PROBES`."""
         name = f"seconds/probe/{probe}"
         self.metrics[name] = self.metrics.get(name, 0.0) + seconds
 
 
-def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Passes) -> Measured:
-    """Run the probes that are due at this step."""
+def measure(
+    step: int,
+    config: RunConfig,
+    policy: Policy,
+    task: Task,
+    passes: Passes,
+    sets: Sequence[ScheduledSet] = (),
+) -> Measured:
+    """Run the probes that are due at this step; `sets` are evaluated where they are."""
     m = Measured()
     probes = config.probes
     if passes.per_rollout is not None:
@@ -125,6 +134,11 @@ def measure(step: int, config: RunConfig, policy: Policy, task: Task, passes: Pa
     if due(probes.evaluate_every, step):
         with m.timed("evaluation"):
             _evaluate(m, config, policy, task, passes.baseline_rl is not None)
+    for chosen in sets:
+        if due(chosen.config.every, step):
+            label = chosen.config.label
+            with m.timed(f"evaluation/{label}"):
+                m.metrics[f"{SET_ACCURACY}{label}"] = set_accuracy(policy, chosen, config)
     return m
 
 

@@ -24,6 +24,7 @@ from workbench.config import RunConfig, due
 from workbench.policy import Policy
 from workbench.records import StepRecord
 from workbench.tasks.problem import Demonstration, Task
+from workbench.tasks.sets import ScheduledSet, scheduled_sets
 from workbench.training.batches import (
     DemonstrationBatch,
     RolloutBatch,
@@ -89,8 +90,19 @@ class Clock:
 class Trainer:
     """The optimizers of θ, θ̂ and w, and the phases of a step."""
 
-    def __init__(self, config: RunConfig, policy: Policy, task: Task) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        task: Task,
+        sets: tuple[ScheduledSet, ...] | None = None,
+    ) -> None:
+        """sets: those of `evaluation_sets`, where they were read before; None: read them.
+
+        Raises ConfigError where one cannot be had.
+        """
         self.config, self.policy, self.task = config, policy, task
+        self.sets = scheduled_sets(config, task) if sets is None else sets
         self.watch: Watch = lambda name: nullcontext()
         self.method = make_method(config)
         self.state: dict[str, Any] = {}  # what the method remembers; part of `optimizer_arrays`
@@ -182,7 +194,7 @@ class Trainer:
             passes = Passes(
                 batch, demonstrations, rl, baseline_rl, sft, per_demonstration, per_rollout
             )
-            measured = measure(number, c, self.policy, self.task, passes)
+            measured = measure(number, c, self.policy, self.task, passes, self.sets)
         with clock.phase("update"):
             directions = method.mix(
                 Gradients(

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.config import ConfigError, GymTaskConfig, RewardConfig, TaskSettings
+from workbench.config import (
+    ConfigError,
+    DatasetTaskConfig,
+    GymTaskConfig,
+    RewardConfig,
+    RunConfig,
+    TaskSettings,
+)
+from workbench.config.sections import EvaluationSetConfig
 from workbench.tasks import Problem, Score, Task, make_task, score
 from workbench.tasks.dataset import read_table
 from workbench.tasks.prepared import make_reward
@@ -63,6 +71,62 @@ class EvaluationSet:
     score: Callable[[str, Problem], Score]
 
 
+RIGHT = 1.0 - 1e-9
+"""A completion counts as right from this reward on: partial credit is none. [ours]"""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What messages call the settings that a set was asked for with."""
+
+    field: str = "--sets"
+    columns: str = "--columns prompt=… answer=…"
+    reward: str = "--reward"
+
+
+IN_CONFIG = Words("probes.evaluation_sets", "prompt_column and answer_column", "reward")
+
+
+@dataclass(frozen=True)
+class ScheduledSet:
+    """A set that a run evaluates while it trains."""
+
+    config: EvaluationSetConfig
+    found: EvaluationSet
+
+
+def scheduled_sets(config: RunConfig, task: Task) -> tuple[ScheduledSet, ...]:
+    """The sets of `[[probes.evaluation_sets]]`, read. Raises ConfigError that names the set."""
+    columns = file_columns(config.task)
+    return tuple(
+        ScheduledSet(
+            each,
+            load_set(
+                each.set,
+                task=task,
+                settings=config.task,
+                columns={
+                    "prompt": each.prompt_column or columns["prompt"],
+                    "answer": each.answer_column or columns["answer"],
+                },
+                reward=each.reward,
+                suffix=None if each.suffix == "auto" else each.suffix,
+                folder=Path(each.folder).expanduser(),
+                limit=each.problems,
+                words=IN_CONFIG,
+            ),
+        )
+        for each in config.probes.evaluation_sets
+    )
+
+
+def file_columns(settings: TaskSettings | None) -> dict[str, str]:
+    """Columns of files that were not named: those of the task's data, where it reads such."""
+    if isinstance(settings, DatasetTaskConfig):
+        return {"prompt": settings.prompt_column, "answer": settings.answer_column or "answer"}
+    return {"prompt": "prompt", "answer": "answer"}
+
+
 def load_set(
     name: str,
     *,
@@ -73,6 +137,7 @@ def load_set(
     suffix: str | None,
     folder: Path,
     limit: int | None,
+    words: Words = Words(),
 ) -> EvaluationSet:
     """The set of a name or file.
 
@@ -83,10 +148,10 @@ def load_set(
     """
     if name in ("validation", "hard"):
         if task is None:
-            raise ConfigError(f"--sets {name}: is a split of a run's task; a model has none")
+            raise ConfigError(f"{words.field} {name}: is a split of a run's task; a model has none")
         problems = list(task.problems("validation" if name == "validation" else "hard"))[:limit]
         if not problems:
-            raise ConfigError(f"--sets {name}: the run's task has no problems in that split")
+            raise ConfigError(f"{words.field} {name}: the run's task has no problems in that split")
         own = task
         return EvaluationSet(name, problems, lambda text, problem: score(own, text, problem))
     if name.startswith("gym:"):
@@ -94,32 +159,41 @@ def load_set(
             gym_name=name.removeprefix("gym:"), gym_train=1, gym_validation=limit or 100,
             gym_seed=1, prompt_suffix=suffix or "",
         )  # fmt: skip
-        made = make_task(config)
+        try:
+            made = make_task(config)
+        except ConfigError as error:
+            raise ConfigError(f"{words.field} {name}: {_reason(error)}") from None
         return EvaluationSet(
             name, made.problems("validation"), lambda text, problem: score(made, text, problem)
         )
     if name in NAMED:
         source = NAMED[name]
-        rows = _named_rows(name, source, folder)
-        problems = _problems(name, rows, source.prompt, source.answer, BOXED, suffix, limit)
-        return EvaluationSet(name, problems, _scorer(task, settings, "math"))
+        rows = _named_rows(name, source, folder, words)
+        problems = _problems(name, rows, source.prompt, source.answer, BOXED, suffix, limit, words)
+        return EvaluationSet(name, problems, _scorer(task, settings, "math", words))
     if Path(name).suffix.lower() not in FILES:
         known = ", ".join(NAMED)
+        outside = "lm-eval:NAME, " if words is not IN_CONFIG else ""
         raise ConfigError(
-            f"--sets {name}: no such set; there are validation, hard, {known}, gym:NAME, "
-            "lm-eval:NAME and files"
+            f"{words.field} {name}: no such set; there are validation, hard, {known}, gym:NAME, "
+            f"{outside}.jsonl, .parquet and .csv files"
         )
-    rows = list(read_table(name, "train"))
-    problems = _problems(name, rows, columns["prompt"], columns["answer"], "", suffix, limit)
-    return EvaluationSet(Path(name).name, problems, _scorer(task, settings, reward))
+    try:
+        rows = list(read_table(name, "train"))
+    except ConfigError as error:
+        raise ConfigError(f"{words.field} {name}: {_reason(error)}") from None
+    problems = _problems(name, rows, columns["prompt"], columns["answer"], "", suffix, limit, words)
+    return EvaluationSet(Path(name).name, problems, _scorer(task, settings, reward, words))
 
 
 def _scorer(
-    task: Task | None, settings: TaskSettings | None, kind: str
+    task: Task | None, settings: TaskSettings | None, kind: str, words: Words
 ) -> Callable[[str, Problem], Score]:
     if kind == "task":
         if task is None:
-            raise ConfigError("--reward task: a model has no task; use math, exact or choice")
+            raise ConfigError(
+                f"{words.reward} task: a model has no task; use math, exact or choice"
+            )
         own = task
         return lambda text, problem: score(own, text, problem)
     config = RewardConfig.model_validate({"kind": kind})
@@ -143,7 +217,7 @@ class _NoTask:
         return completion.strip().rpartition("\n")[2].strip() or None
 
 
-def _named_rows(name: str, source: Source, folder: Path) -> list[dict[str, Any]]:
+def _named_rows(name: str, source: Source, folder: Path, words: Words) -> list[dict[str, Any]]:
     for suffix in FILES:
         path = folder / f"{name}{suffix}"
         if path.is_file():
@@ -152,10 +226,15 @@ def _named_rows(name: str, source: Source, folder: Path) -> list[dict[str, Any]]
         return list(read_table(source.hub_id, source.split))
     except ConfigError as error:
         raise ConfigError(
-            f"--sets {name}: {source.title} ({source.hub_id}, split {source.split}) cannot be had "
-            f"from the hub; place its rows as {folder / name}.jsonl with the columns "
-            f"{source.prompt} and {source.answer} ({error})"
+            f"{words.field} {name}: {source.title} ({source.hub_id}, split {source.split}) cannot "
+            f"be had from the hub; place its rows as {folder / name}.jsonl with the columns "
+            f"{source.prompt} and {source.answer} ({_reason(error)})"
         ) from None
+
+
+def _reason(error: ConfigError) -> str:
+    """Without the field of a task's section, which is not where this was asked for."""
+    return str(error).removeprefix("task.data: ")
 
 
 def _problems(
@@ -166,16 +245,17 @@ def _problems(
     default_suffix: str,
     suffix: str | None,
     limit: int | None,
+    words: Words,
 ) -> list[Problem]:
     if not rows:
-        raise ConfigError(f"--sets {name}: holds no rows")
+        raise ConfigError(f"{words.field} {name}: holds no rows")
     problems = []
     for number, row in enumerate(rows[:limit], start=1):
         for column in (prompt, answer):
             if row.get(column) in (None, "", []):
                 raise ConfigError(
-                    f"--sets {name}: row {number} has nothing in column {column!r} "
-                    f"(columns: {', '.join(row)}); name them with --columns prompt=… answer=…"
+                    f"{words.field} {name}: row {number} has nothing in column {column!r} "
+                    f"(columns: {', '.join(row)}); name them with {words.columns}"
                 )
         said = row[answer]
         text = ", ".join(map(str, said)) if isinstance(said, list) else str(said)
