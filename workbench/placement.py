@@ -66,9 +66,15 @@ class Offloading:
         self.bring("")
 
     def bring(self, name: str) -> None:
-        """Put the part of that name in place, if there is one, and send the others to wait."""
+        """Put the part of that name in place, if there is one; before that the others go to wait.
+
+        The device never holds two of them.
+        """
         for part, module in self.parts.items():
-            _move(module, self.device if part == name else torch.device("cpu"))
+            if part != name:
+                _move(module, torch.device("cpu"))
+        if name in self.parts:
+            _move(self.parts[name], self.device)
 
 
 def _move(module: nn.Module, device: torch.device) -> None:

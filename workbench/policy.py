@@ -34,6 +34,8 @@ from workbench.models import (
 from workbench.placement import DTYPES, ForwardSettings, Offloading
 
 PolicyName = Literal["joint", "baseline", "reference"]
+_PART = {"joint": "base", "baseline": "baseline", "reference": "reference"}
+"""What `offload` calls the weights of each policy."""
 
 _LAYERS = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
@@ -72,10 +74,11 @@ class Policy:
 
         Raises ConfigError where the model cannot be loaded.
         """
-        model, self.tokenizer = load_model(config)
         self.config = config
         self.device = resolve_device(config.device)
-        model.to(self.device).eval()  # no dropout anywhere: a step is a function of its inputs
+        # made on the CPU, for what waits there must never have been on the device
+        model, self.tokenizer = load_model(config.model_copy(update={"device": "cpu"}))
+        model.eval()  # no dropout anywhere: a step is a function of its inputs
         self.end_ids = end_tokens(model, self.tokenizer)
         self._generation_config = model.generation_config
         model.generation_config = GenerationConfig()  # no penalties: rollouts follow the logits
@@ -84,25 +87,40 @@ class Policy:
         self.reference: PreTrainedModel | None = None
         if reference and config.reference == "start":
             self.reference = copy.deepcopy(model).requires_grad_(False)
-            self.reference.to(DTYPES[config.reference_dtype])
+            self._place("reference", self.reference.to(DTYPES[config.reference_dtype]))
             ForwardSettings(self.reference, config, self.device)
         twin = copy.deepcopy(model) if baseline else None
         for trained in (model, twin):
             if trained is not None:
                 ForwardSettings(trained, config, self.device)
         self.model = self._wrap(model, seed)
+        self._place("base", self.model)
         self.base, self.coordinator = _split(self.model)
         self.baseline: PeftModel | None = None
         self.baseline_base: dict[str, Parameter] = {}
         if twin is not None:
             self.baseline = self._wrap(twin, seed)
+            self._place("baseline", self.baseline)
             self._share_coordinator()
             self.baseline_base, _ = _split(self.baseline)
-        waiting = {"reference": self.reference, "baseline": self.baseline}
+        for w in self.coordinator.values():
+            w.data = w.data.to(self.device)
+        held = {"joint": self.model, "baseline": self.baseline, "reference": self.reference}
         self._offloading = Offloading(
-            {n: m for n, m in waiting.items() if m is not None and n in config.offload},
+            {n: m for n, m in held.items() if m is not None and _PART[n] in config.offload},
             self.device,
         )
+        cpu = torch.device("cpu")
+        self.keep: tuple[torch.device | None, torch.device | None] = (
+            cpu if "gradient_sum" in config.offload else None,
+            cpu if "gradients" in config.offload else None,
+        )
+        """Where gradients are kept, see training.gradients.Keep."""
+
+    def _place(self, part: str, module: nn.Module) -> None:
+        """Put a part that never waits on the device."""
+        if part not in self.config.offload:
+            module.to(self.device)
 
     def _wrap(self, model: PreTrainedModel, seed: int) -> PeftModel:
         lora = LoraConfig(
@@ -140,13 +158,18 @@ class Policy:
     def of(self, name: PolicyName) -> nn.Module:
         """The module of a policy, brought to the device if it was offloaded, until the next one.
 
-        Raises ValueError where this run does not hold it.
+        Ask for it just before its forward passes: another one brought sends it back. Raises
+        ValueError where this run does not hold it.
         """
         module = {"joint": self.model, "baseline": self.baseline, "reference": self.reference}[name]
         if module is None:
             raise ValueError(f"policy: this run keeps no {name} policy")
         self._offloading.bring(name)
         return module
+
+    def wait(self) -> None:
+        """Send all offloaded parts to wait, where they are updated, saved and restored."""
+        self._offloading.bring("")
 
     def before_forward(self, check: Callable[[], None]) -> None:
         """Have `check` called before each forward pass of any policy, also a scratch's.
@@ -217,8 +240,13 @@ class Policy:
         return token_pieces(self.tokenizer, token_ids)
 
     def merged(self) -> PreTrainedModel:
-        """A plain model whose weights are θ + (alpha/r)·B·A; the policy itself is unchanged."""
-        plain: PreTrainedModel = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
+        """A plain model whose weights are θ + (alpha/r)·B·A; the policy itself is unchanged.
+
+        It is where θ waits.
+        """
+        self.wait()
+        copied = copy.deepcopy(self.model).to(next(iter(self.base.values())).device)
+        plain: PreTrainedModel = copied.merge_and_unload()  # type: ignore[operator]
         plain.generation_config = self._generation_config
         return plain
 
@@ -241,6 +269,7 @@ class Policy:
 
     def scratch(self) -> Policy:
         """A copy with θ, θ̂ and w of its own, to load other weights into; the rest is shared."""
+        self.wait()  # what is offloaded is copied on the CPU
         shared = (self.reference, self.tokenizer, self.config)
         return copy.deepcopy(self, {id(part): part for part in shared})
 
@@ -252,6 +281,7 @@ class Policy:
         coordinator: dict[str, np.ndarray],
     ) -> None:
         """Set θ, θ̂ and w, from `base_arrays` and `adapter_files`."""
+        self.wait()
         w = {
             name.removeprefix("base_model.model.").removesuffix(".weight"): array
             for name, array in coordinator.items()

@@ -15,6 +15,9 @@ def live(default: Any, low: float, high: float, log: bool = False) -> Any:
     return Field(default, ge=low, le=high, json_schema_extra={"live": True, "log": log})
 
 
+OffloadPart = Literal["reference", "baseline", "base", "gradients", "gradient_sum"]
+
+
 class ModelConfig(Section):
     """The language model and the coordinator's shape."""
 
@@ -42,8 +45,16 @@ class ModelConfig(Section):
     """The frozen policy that the KL is taken to: the model at the start, or none (then no KL)."""
     reference_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the reference's weights; bfloat16 halves them and rounds its log-probs."""
-    offload: tuple[Literal["reference", "baseline"], ...] = ()
-    """Parts whose weights wait on the CPU when not in use; θ̂'s optimizer then stays there too."""
+    offload: tuple[OffloadPart, ...] = ()
+    """What waits on the CPU: weights while not in use (base: θ; base's and baseline's AdamW then
+    stays there for good), gradients once complete, gradient_sum also while they are summed."""
+
+    @field_validator("offload")
+    @classmethod
+    def _whole_sums(cls, parts: tuple[OffloadPart, ...]) -> tuple[OffloadPart, ...]:
+        if "gradient_sum" in parts and "gradients" not in parts:
+            raise ValueError('model.offload: "gradient_sum" goes with "gradients"; name both')
+        return parts
 
 
 class TrainingConfig(MethodSettings):

@@ -127,14 +127,15 @@ class PerSample:
 
     Args:
         model: any transformers causal LM, with or without a peft LoRA adapter.
-        direction: v, by parameter name. Only these parameters count; frozen ones never do.
+        direction: v, by parameter name. Only these parameters count; frozen ones never do. It may
+            lie on the CPU: then each tensor is copied to where it is wanted, one at a time.
         n_samples: rows of the batch.
         groups: group of each name, e.g. 'base/layers.0'; all fall in 'all' without it.
         parameters: what the names in `direction` mean; `model.named_parameters()` without it.
         also: further directions, by a name of their own; parameters one lacks count 0 there.
         norms: groups whose norms are wanted; all of them without it.
 
-    Attributes, complete once the block has ended:
+    Attributes, complete once the block has ended, all on the CPU:
         inner: ⟨g_j, v⟩ summed over each group's parameters, group → (n_samples,) float64.
         inner_also: the same for each direction in `also`, by its name.
         squared_norm: ‖g_j‖² over each group's parameters, group → (n_samples,) float64.
@@ -254,7 +255,9 @@ class PerSample:
         if "weight" in names:
             name = names["weight"]
             use = _as_use(module, x, gradient, self._n, self._direction[name].dtype)
-            directions = {k: v[name] for k, v in self._directions.items() if name in v}
+            directions = {
+                k: v[name].to(gradient.device) for k, v in self._directions.items() if name in v
+            }
             wanted = name in self._wanted
             if wanted and self._calls[name] == 1 and _forming_is_cheaper(use, len(directions)):
                 inner, squared_norm = _formed(use, directions)
@@ -295,7 +298,7 @@ class PerSample:
             for key, direction in self._directions.items():
                 if name in direction:
                     v = direction[name]
-                    self._inner[key][name] = (share.to(v.dtype) @ v).double()
+                    self._inner[key][name] = (share.to(v.dtype) @ v.to(share.device)).double()
             if name in self._wanted:
                 self._squared_norm[name] = share.double().square().sum(1)
         self._uses.clear()
@@ -305,15 +308,15 @@ class PerSample:
         }
         total = sum(squares.values())
         for name, group in self._group.items():
-            zero = self._direction[name].new_zeros(self._n, dtype=torch.float64)
+            zero = torch.zeros(self._n, dtype=torch.float64)
             followed = name not in self._lost and name in self._inner[""]
             if not followed:
                 self.skipped[name] = squares[name] / total if total else 0.0
             if name in self._wanted:
-                _add(self.squared_norm, group, self._squared_norm[name] if followed else zero)
+                _add(self.squared_norm, group, self._squared_norm[name].cpu() if followed else zero)
             for key, inner in self._inner.items():
                 totals = self.inner_also[key] if key else self.inner
-                _add(totals, group, inner.get(name, zero) if followed else zero)
+                _add(totals, group, inner.get(name, zero).cpu() if followed else zero)
 
 
 def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -219,7 +219,7 @@ def update_rows(before: Weights, policy: Policy) -> list[UpdateRow]:
         moved: dict[str, float] = {"all": 0.0}
         weight: dict[str, float] = {"all": 0.0}
         for name, parameter in parameters.items():
-            old = before[part][name]
+            old = before[part][name].to(parameter.device)
             for layer in ("all", layer_of(name)):
                 change = (parameter.double() - old.double()).square().sum()
                 moved[layer] = moved.get(layer, 0.0) + float(change)
@@ -264,9 +264,9 @@ def token_shift(
         def logp(model: nn.Module, part: TokenBatch = part) -> Tensor:
             return completion_logits(model, part, temperature).double().log_softmax(-1)
 
-        after = logp(policy.model)
+        after = logp(policy.of("joint"))
         with _put_back(policy, before):
-            old = logp(policy.model)
+            old = logp(policy.of("joint"))
         ids = part.completion_ids[:, :, None]
         found.logprob[rows, :width] = old.gather(2, ids)[:, :, 0] * mask
         found.logprob_after[rows, :width] = after.gather(2, ids)[:, :, 0] * mask
@@ -293,7 +293,7 @@ def _put_back(policy: Policy, before: Weights) -> Iterator[None]:
         for part in ("base", "coordinator"):
             for name, parameter in kept[part].items():
                 now[parameter] = parameter.data
-                parameter.data = before[part][name]
+                parameter.data = before[part][name].to(parameter.device)
         yield
     finally:
         for parameter, data in now.items():

@@ -95,19 +95,6 @@ def split_rows(n_rows: int, n_blocks: int) -> list[tuple[int, int]]:
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def ascent(
-    objective: Tensor, base: dict[str, Parameter], coordinator: dict[str, Parameter]
-) -> Sides:
-    """∇ objective over both parts."""
-    parameters = [*base.values(), *coordinator.values()]
-    values = torch.autograd.grad(objective, parameters, allow_unused=True, materialize_grads=True)
-    n = len(base)
-    return Sides(
-        ParamVector(zip(base, values[:n], strict=True)),
-        ParamVector(zip(coordinator, values[n:], strict=True)),
-    )
-
-
 def check_finite(gradient: Sides, name: str) -> None:
     """Raises NonFiniteError naming the first parameter whose gradient is not finite."""
     for part in (gradient.base, gradient.coordinator):
@@ -116,42 +103,89 @@ def check_finite(gradient: Sides, name: str) -> None:
                 raise NonFiniteError("gradients", f"{name} gradient of {parameter}")
 
 
-def _rounded(vector: ParamVector) -> ParamVector:
-    return ParamVector({name: value.to(torch.bfloat16) for name, value in vector.items()})
+@dataclass(frozen=True)
+class Keep:
+    """Where a gradient is kept; None: where its parameter computes. `Policy.keep` says it."""
+
+    sum: torch.device | None = None
+    """While it is summed over micro-batches."""
+    whole: torch.device | None = None
+    """Once it is complete, with what it was after each block."""
 
 
 class _Sum:
-    """A gradient summed over micro-batches, in place, with a copy of what it was after a block."""
+    """A gradient summed over micro-batches, in place, with a copy of what it was after a block.
 
-    def __init__(self, keep: bool) -> None:
-        self.total: Sides | None = None
-        self.keep = keep
+    Each parameter's share is added as soon as autograd has it, so that beside the sum there is one
+    tensor and never a second gradient.
+    """
+
+    def __init__(
+        self,
+        base: dict[str, Parameter],
+        coordinator: dict[str, Parameter],
+        blocks: bool,
+        keep: Keep,
+    ) -> None:
+        """blocks: whether to copy what it is after each."""
+        self.base, self.coordinator, self.keep = base, coordinator, keep
+        self.total: dict[Parameter, Tensor] = {}
+        self.blocks = blocks
         self.so_far: list[Sides] = []
         self.tokens: list[int] = []
         self.seconds = 0.0
 
-    def add(self, part: Sides) -> None:
-        if self.total is None:
-            self.total = part
+    def add(self, objective: Tensor) -> None:
+        """Add ∇ objective over both parts."""
+        parameters = [*self.base.values(), *self.coordinator.values()]
+        hooks = [p.register_post_accumulate_grad_hook(self._take) for p in parameters]
+        try:
+            torch.autograd.backward(objective, inputs=parameters)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for parameter in parameters:  # where the pass was broken off
+                parameter.grad = None
+
+    def _take(self, parameter: Tensor) -> None:
+        """Move what autograd left in `.grad` to the sum."""
+        assert isinstance(parameter, Parameter) and parameter.grad is not None
+        share, parameter.grad = parameter.grad, None
+        if parameter in self.total:
+            self.total[parameter].add_(share.to(self.total[parameter].device))
         else:
-            self.total.add_(part)
+            self.total[parameter] = share.to(self.keep.sum or share.device)
+
+    def _sides(self, convert: Callable[[Tensor], Tensor]) -> Sides:
+        """The sum so far, tensor by tensor; zeros where a parameter had no part in it."""
+
+        def side(parameters: dict[str, Parameter]) -> ParamVector:
+            return ParamVector(
+                (name, convert(self.total.get(p, torch.zeros_like(p, requires_grad=False))))
+                for name, p in parameters.items()
+            )
+
+        return Sides(side(self.base), side(self.coordinator))
 
     def end_of_block(self, n_tokens: int, last: bool) -> None:
         """Call after each block."""
         self.tokens.append(n_tokens)
-        if self.keep and not last:
+        if self.blocks and not last:
             started = perf_counter()
-            assert self.total is not None
-            self.so_far.append(Sides(_rounded(self.total.base), _rounded(self.total.coordinator)))
+            self.so_far.append(self._sides(lambda v: self._whole(v.to(torch.bfloat16))))
             self.seconds += perf_counter() - started
 
+    def _whole(self, value: Tensor) -> Tensor:
+        return value.to(self.keep.whole or value.device)
+
     def result(self, name: str) -> tuple[Sides, Blocks | None]:
-        """(gradient, blocks); raises NonFiniteError."""
-        assert self.total is not None
-        check_finite(self.total, name)
+        """(gradient, blocks), to be asked for once; raises NonFiniteError."""
+        total = self._sides(self._whole)
+        self.total.clear()
+        check_finite(total, name)
         if not self.so_far:
-            return self.total, None
-        return self.total, Blocks(self.so_far, self.tokens, self.seconds)
+            return total, None
+        return total, Blocks(self.so_far, self.tokens, self.seconds)
 
 
 def rl_pass(
@@ -165,12 +199,14 @@ def rl_pass(
     old_logprobs_NC: Tensor | None,
     keep_blocks: bool = False,
     objective_of: RLObjective | None = None,
+    keep: Keep = Keep(),
 ) -> RLPass:
     """∇ J_RL of `module` over (base, coordinator) on the step's rollouts.
 
     old_logprobs_NC: the behaviour policy's log-probs; None where `module` itself is the behaviour
     policy, whose ratio is then exactly 1 but where the batch says otherwise (`behaviour_NC`).
-    objective_of: the objective; None: that of `rl_loss`. Raises NonFiniteError.
+    objective_of: the objective; None: that of `rl_loss`. keep: where the gradient is kept. Raises
+    NonFiniteError.
     """
     tokens, n_tokens = batch.tokens, batch.tokens.n_tokens
     divisor = batch.divisor or n_tokens
@@ -178,7 +214,8 @@ def rl_pass(
         objective_of = partial(rl_terms, c=config)
     logprobs_NC = torch.zeros_like(tokens.completion_mask)
     entropy_NC = torch.zeros_like(tokens.completion_mask)
-    gradient_sum, n_groups = _Sum(keep_blocks), len(batch.problems_P)
+    gradient_sum = _Sum(base, coordinator, keep_blocks, keep)
+    n_groups = len(batch.problems_P)
     objective = kl = clipped = 0.0
     for first, last in split_rows(n_groups, RL_BLOCKS):
         start, stop = first * batch.group_size, last * batch.group_size  # blocks of whole groups
@@ -191,7 +228,7 @@ def rl_pass(
             share = terms.objective_sum / divisor
             if not bool(torch.isfinite(share)):
                 raise NonFiniteError("gradients", f"{name} objective")
-            gradient_sum.add(ascent(share, base, coordinator))
+            gradient_sum.add(share)
             with torch.no_grad():
                 entropy_NC[rows, :width] = token_entropy(logits) * part.completion_mask
                 logprobs_NC[rows, :width] = logprobs
@@ -290,7 +327,8 @@ def sft_pass(
     per = PerDemonstration(
         {"base": {}, "coordinator": {}}, torch.zeros(n_rows, dtype=torch.float64)
     )
-    gradient_sum = _Sum(keep=direction is not None)
+    gradient_sum = _Sum(policy.base, coordinator, direction is not None, Keep(*policy.keep))
+    model = policy.of("joint")
     objective = 0.0
     for start, stop in split_rows(n_rows, SFT_BLOCKS):
         for rows in tokens.micro_batches(start, stop, max_tokens):
@@ -299,7 +337,7 @@ def sft_pass(
                 ghost = None
                 if direction is not None:
                     ghost = stack.enter_context(_per_sample(policy, direction, len(rows)))
-                logits = completion_logits(policy.model, part)
+                logits = completion_logits(model, part)
                 values = logprobs = token_logprobs(logits, part)
                 if objective_of is not None:
                     mask = part.completion_mask
@@ -309,7 +347,7 @@ def sft_pass(
                 share = values.sum() / divisor
                 if not bool(torch.isfinite(share)):
                     raise NonFiniteError("gradients", "sft objective")
-                gradient_sum.add(ascent(share, policy.base, coordinator))
+                gradient_sum.add(share)
             if ghost is not None:
                 _collect(per, ghost, rows)
             logprobs_DC[rows, : part.completion_ids.shape[1]] = logprobs.detach()

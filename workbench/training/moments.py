@@ -10,6 +10,23 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
+CHUNK = 1 << 28
+"""Entries of a part's weights that are updated at once: 1 GiB of gradient. [ours]"""
+
+
+def chunks(parameters: Mapping[str, Parameter]) -> Iterator[dict[str, Parameter]]:
+    """The parameters in order, so many at once as have CHUNK entries, but one at least."""
+    chunk: dict[str, Parameter] = {}
+    size = 0
+    for name, parameter in parameters.items():
+        if chunk and size + parameter.numel() > CHUNK:
+            yield chunk
+            chunk, size = {}, 0
+        chunk[name] = parameter
+        size += parameter.numel()
+    if chunk:
+        yield chunk
+
 
 def moments(
     part: str, optimizer: torch.optim.AdamW, parameters: Mapping[str, Parameter]

@@ -68,18 +68,19 @@ def rollout_products(
     zero = torch.zeros(n_rows, dtype=torch.float64)
     found = PerRollout(zero.clone(), {}, zero.clone(), 0.0, 0.0)
     # a gradient as far back as the embeddings passes every layer's output, and that is enough
-    starts = [m.weight for m in policy.model.modules() if isinstance(m, nn.Embedding)]
+    model = policy.of("joint")
+    starts = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     for rows in tokens.micro_batches(0, n_rows, config.micro_batch_tokens):
         part = tokens.select(rows)
         with PerSample(
-            policy.model,
+            model,
             rl,
             len(rows),
             groups={name: layer_of(name) for name in rl},
             parameters=policy.base,
             also={} if sft is None else {"sft": sft},
         ) as ghost:
-            logits = completion_logits(policy.model, part, temperature)
+            logits = completion_logits(model, part, temperature)
             logprobs = token_logprobs(logits, part)
             terms = objective_of(rollout_tokens(batch, rows, logprobs, logits))
             torch.autograd.grad(terms.objective_sum / (batch.divisor or tokens.n_tokens), starts)

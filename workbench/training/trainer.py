@@ -38,6 +38,7 @@ from workbench.training.faults import (
     faulty_rewards,
 )
 from workbench.training.gradients import (
+    Keep,
     NonFiniteError,
     PerDemonstration,
     RLPass,
@@ -54,7 +55,7 @@ from workbench.training.methods import (
     judged,
     make_method,
 )
-from workbench.training.moments import load_moments, moments, put_back
+from workbench.training.moments import chunks, load_moments, moments, put_back
 from workbench.training.rollout_products import rollout_products
 from workbench.training.scene import Scene
 from workbench.training.schedules import rl_weight
@@ -119,8 +120,9 @@ class Trainer:
             self.optimizers["own_sft"] = self._adamw(policy.base)
 
     def _adamw(self, parameters: dict[str, Parameter]) -> torch.optim.AdamW:
-        # lr is set before every step, from the config in force
-        return torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=0.0)
+        # lr is set before every step, from the config in force; one tensor after the other, for
+        # all at once want as much memory again as there are weights
+        return torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=0.0, foreach=False)
 
     def parameters(self, part: str) -> dict[str, Parameter]:
         """The parameters an optimizer moves, by name. 'own_sft' is a second one of θ."""
@@ -140,8 +142,14 @@ class Trainer:
         with self._put_back("baseline") if resets else nullcontext():  # what moves early
             return self._step(number, control)
 
-    def _put_back(self, *parts: str) -> AbstractContextManager[None]:
-        return put_back([(self.parameters(part), self.optimizers[part]) for part in parts])
+    @contextmanager
+    def _put_back(self, *parts: str) -> Iterator[None]:
+        self.policy.wait()
+        with put_back([(self.parameters(part), self.optimizers[part]) for part in parts]):
+            try:
+                yield
+            finally:
+                self.policy.wait()  # where the optimizers' states are
 
     def _step(self, number: int, control: Control) -> StepRecord:
         c, method, clock = self.config, self.method, Clock(control)
@@ -254,6 +262,7 @@ class Trainer:
                 old,
                 keep_blocks,
                 partial(self.method.rl_terms, c=c) if own else None,
+                Keep(*self.policy.keep),
             )
 
     def _sft(
@@ -282,6 +291,7 @@ class Trainer:
     @torch.no_grad()
     def _reset_baseline(self, rl_gradient: ParamVector) -> None:
         """θ̂ ← θ + one RL-only AdamW step with θ's optimizer state. [ours, ablation]"""
+        self.policy.wait()
         for name, parameter in self.policy.baseline_base.items():
             parameter.copy_(self.policy.base[name])
         optimizer = self.optimizers["baseline"]
@@ -301,11 +311,12 @@ class Trainer:
         )
         for group in optimizer.param_groups:
             group["lr"] = lr
-        for name, parameter in self.parameters(part).items():
-            # optimizers descend; an offloaded part is updated where it waits
-            parameter.grad = (-scale * direction[name]).to(parameter.device)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.policy.wait()  # an offloaded part is updated where it waits
+        for parameters in chunks(self.parameters(part)):
+            for name, parameter in parameters.items():  # optimizers descend
+                parameter.grad = (-scale * direction[name]).to(parameter.device)
+            optimizer.step()  # of those alone that have a gradient
+            optimizer.zero_grad(set_to_none=True)
         return norm, norm * scale
 
     def _update(self, directions: Directions) -> dict[str, tuple[float, float]]:
@@ -324,7 +335,6 @@ class Trainer:
         for part, direction in wanted.items():  # all are checked before any is applied
             if not np.isfinite(direction.norm()):
                 raise NonFiniteError("update", f"direction of {part}")
-        self.policy.of("joint")  # sends offloaded parts to wait
         return {part: self._apply(part, direction) for part, direction in wanted.items()}
 
     def _record(
@@ -377,6 +387,7 @@ class Trainer:
         Another method's memory is left behind: a fork may have changed the method.
         """
         self.state = {}
+        self.policy.wait()
         if STATE in arrays:
             told = json.loads(arrays[STATE].tobytes().decode())
             if told["method"] == self.config.method:

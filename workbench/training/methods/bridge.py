@@ -15,6 +15,7 @@ from __future__ import annotations
 from workbench.config import RunConfig
 from workbench.training.methods.method import Directions, Gradients, Method
 from workbench.training.schedules import rl_weight
+from workbench.training.vectors import ParamVector
 
 
 class Bridge(Method):
@@ -29,9 +30,9 @@ class Bridge(Method):
         """The three simultaneous updates."""
         assert g.rl and g.sft and g.baseline_rl
         λ = rl_weight(c, g.step)
-        base = (1 - λ) * g.sft.base + λ * g.rl.base
+        base = ParamVector.weighted(1 - λ, g.sft.base, λ, g.rl.base)
         gain = g.rl.coordinator
         if c.training.coordinator_objective == "gain":
             gain = gain - g.baseline_rl.coordinator
-        coordinator = (1 - λ) * g.sft.coordinator + λ * gain
+        coordinator = ParamVector.weighted(1 - λ, g.sft.coordinator, λ, gain)
         return Directions(base, g.baseline_rl.base, coordinator)

@@ -17,12 +17,13 @@ from workbench.config import RunConfig
 from workbench.training.methods.method import Directions, Gradients, Method
 from workbench.training.objectives import DemonstrationTokens
 from workbench.training.schedules import scheduled
+from workbench.training.vectors import ParamVector
 
 
 def mixed(g: Gradients, μ: float) -> Directions:
     """(1 − μ) g^R + μ g^S."""
     assert g.rl and g.sft
-    return Directions(base=(1 - μ) * g.rl.base + μ * g.sft.base)
+    return Directions(base=ParamVector.weighted(1 - μ, g.rl.base, μ, g.sft.base))
 
 
 class ChordMu(Method):

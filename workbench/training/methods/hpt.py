@@ -20,6 +20,7 @@ from workbench.tasks.problem import Demonstration
 from workbench.training.batches import DemonstrationBatch, RolloutBatch, pack_demonstrations
 from workbench.training.methods.method import Directions, Gradients, Method
 from workbench.training.objectives import group_advantages
+from workbench.training.vectors import ParamVector
 
 
 def unsolved(
@@ -65,4 +66,6 @@ class HPT(Method):
         assert g.rl
         if g.sft is None:
             return Directions(base=g.rl.base)
-        return Directions(base=g.rl.base + c.training.hpt_sft_weight * g.sft.base)
+        return Directions(
+            base=ParamVector.weighted(1.0, g.rl.base, c.training.hpt_sft_weight, g.sft.base)
+        )

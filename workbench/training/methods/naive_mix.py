@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from workbench.config import RunConfig
 from workbench.training.methods.method import Directions, Gradients, Method
+from workbench.training.vectors import ParamVector
 
 
 class NaiveMix(Method):
@@ -18,4 +19,6 @@ class NaiveMix(Method):
     def mix(self, g: Gradients, c: RunConfig) -> Directions:
         """The sum of both gradients, SFT weighted by μ."""
         assert g.rl and g.sft
-        return Directions(base=g.rl.base + c.training.sft_weight * g.sft.base)
+        return Directions(
+            base=ParamVector.weighted(1.0, g.rl.base, c.training.sft_weight, g.sft.base)
+        )
