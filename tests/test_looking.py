@@ -1,4 +1,4 @@
-"""Looks of a Session: what they answer. That they change nothing: test_session.py."""
+"""Looks of a Session: what they answer. That they change nothing: session/test_same_numbers.py."""
 
 from __future__ import annotations
 
