@@ -14,10 +14,12 @@ from tests.training.tiny import (
     small_config,
     to_float64,
 )
+from workbench import placement
 from workbench.config import ConfigError, RunConfig
 from workbench.policy import Policy
 from workbench.records import StepRecord
 from workbench.sampling import completion_logits, pack, sample, token_logprobs
+from workbench.training.gradients import sft_pass
 from workbench.training.trainer import Trainer
 
 MEASURED = {"alignment_every": 1, "rollout_alignment_every": 1, "token_views_every": 1}
@@ -86,6 +88,7 @@ def test_generation_is_the_same_with_checkpointing(model: Path) -> None:
             sequences=[0, 1],
             end_ids=policy.end_ids,
             max_new_tokens=12,
+            environments=None,
         )
         texts.append(done.token_ids)
     assert texts[0] == texts[1]
@@ -146,15 +149,80 @@ def test_a_reference_in_bf16_is_half_as_large_and_near(model: Path) -> None:
     assert torch.allclose(a, b, atol=0.05 * float(a.abs().max()))
 
 
-def test_offloading_changes_no_number(model: Path) -> None:
-    config = small_config(model, **MEASURED)
+EVERYTHING = ("reference", "baseline", "base", "gradients", "gradient_sum")
+
+
+@pytest.mark.parametrize(
+    ("settings", "waits"),
+    [
+        ({}, EVERYTHING[:2]),
+        ({}, EVERYTHING[:4]),
+        ({}, EVERYTHING),
+        ({"baseline_mode": "reset"}, EVERYTHING),
+        ({"method": "alternating"}, EVERYTHING),
+    ],
+)
+def test_offloading_changes_no_number(
+    model: Path, settings: dict[str, object], waits: tuple[str, ...]
+) -> None:
+    config = small_config(model, **MEASURED, **settings)
     plain, first = two_steps(config)
-    waiting, second = two_steps(config.with_changes(offload=["reference", "baseline"]))
+    waiting, second = two_steps(config.with_changes(offload=waits))
     for a, b in zip(first, second, strict=True):
         assert numbers(a) == numbers(b)
-    for name, parameter in plain.baseline_base.items():
-        assert torch.equal(parameter, waiting.baseline_base[name])
+    for parts in ("base", "baseline_base", "coordinator"):
+        for name, parameter in getattr(plain, parts).items():
+            assert torch.equal(parameter, getattr(waiting, parts)[name]), (parts, name)
     assert waiting.baseline is not None
     for name, w in waiting.coordinator.items():  # still one and the same in both policies
         shared = dict(waiting.baseline.named_parameters())
         assert any(w is p for p in shared.values()), name
+
+
+def test_one_part_is_in_place_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy(small_config(model, offload=EVERYTHING[:3]))
+    names = {policy.model: "joint", policy.baseline: "baseline", policy.reference: "reference"}
+    in_place: set[str] = set()
+    most = 0
+
+    def move(module: torch.nn.Module, device: str) -> None:
+        nonlocal most
+        name = names[module]  # type: ignore[index]
+        in_place.add(name) if device == "accelerator" else in_place.discard(name)
+        most = max(most, len(in_place))
+
+    monkeypatch.setattr(placement, "_move", lambda module, device: move(module, str(device)))
+    monkeypatch.setattr(policy._offloading, "device", "accelerator")
+    for name in ("joint", "baseline", "joint", "reference", "baseline", "joint"):
+        policy.of(name)  # type: ignore[arg-type]
+        assert in_place == {name}
+    policy.wait()
+    assert most == 1 and not in_place
+
+
+def test_a_pass_holds_one_gradient_and_a_tensor(model: Path) -> None:
+    """What autograd leaves in `.grad` is taken at once: never two parameters', none in the end."""
+    policy = make_policy(small_config(model))
+    parameters = [*policy.base.values(), *policy.coordinator.values()]
+    batch = pack([[5, 6, 7], [8]], [[9, 10, 4], [11, 3, 12]], policy.pad_id)
+    held: list[int] = []
+    hooks = [
+        p.register_post_accumulate_grad_hook(
+            lambda p: held.append(sum(q.grad is not None for q in parameters))
+        )
+        for p in parameters
+    ]  # these are called before the sum's own
+    found, _ = sft_pass(policy, policy.coordinator, batch, None, max_tokens=8)
+    for hook in hooks:
+        hook.remove()
+    assert len(held) >= 2 * len(policy.base) and set(held) == {1}
+    objective = token_logprobs(completion_logits(policy.model, batch), batch).sum()
+    whole = torch.autograd.grad(objective / batch.n_tokens, parameters, materialize_grads=True)
+    summed = [*found.gradient.base.values(), *found.gradient.coordinator.values()]
+    for a, b in zip(whole, summed, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_sum_alone_cannot_wait(model: Path) -> None:
+    with pytest.raises(ConfigError, match='"gradient_sum" goes with "gradients"; name both'):
+        small_config(model, offload=["gradient_sum"])

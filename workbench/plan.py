@@ -8,9 +8,10 @@ the presets from the shapes below, so this works offline. Weights, gradients, mo
 cache are exact counts. Activations and logits are formulas of a Llama-like block, kept within a
 fifth of what the pocket model is measured to keep (tests/test_plan.py). [ours]
 
-    N parameters of the model, L of the coordinator, h hidden size, f width of the MLP, q and k
-    widths of all query and of all key heads, r rank, V vocabulary, n layers, M micro_batch_tokens,
-    S sequences generated at once, T their length; a computed number has 4 bytes, or 2 in bf16
+    N parameters of the model, E of its largest tensor, L of the coordinator, h hidden size, f width
+    of the MLP, q and k widths of all query and of all key heads, r rank, V vocabulary, n layers, M
+    tokens of a micro-batch, S sequences generated at once, T their length; a computed number has 4
+    bytes, or 2 in bf16
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from workbench.config import ConfigError, RunConfig, due
+from workbench.config.sections import OffloadPart
 from workbench.models import POCKET_FOLDER, smollm2_folder
 from workbench.training.gradients import RL_BLOCKS, SFT_BLOCKS
 from workbench.training.methods import make_method
+from workbench.training.moments import CHUNK
 
 _LLAMA_3B: dict[str, Any] = {
     "model_type": "llama",
@@ -82,18 +86,22 @@ PROMPT_TOKENS = 512
 """Length of a prompt, where max_prompt_tokens does not bound it."""
 
 
+Place = Literal["device", "cpu"]
+Phase = Literal["sampling", "gradients", "update"]
+PHASES: tuple[Phase, ...] = ("sampling", "gradients", "update")
+
+
 @dataclass(frozen=True)
 class Item:
     """One part of the memory."""
 
     name: str
     bytes: int
-    where: str
-    """'device', or 'cpu' for what waits there."""
+    where: Place
     how: str
     """The formula."""
-    lasting: bool
-    """There all the time; else only in one phase of a step."""
+    phases: tuple[Phase, ...] = ()
+    """When it is there; empty: always."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +113,21 @@ class MemoryPlan:
     n_coordinator: int
     items: tuple[Item, ...]
 
+    def most(self, where: Place) -> int:
+        """The most at once: what is always there, and the phase that takes most beside it."""
+        here = [item for item in self.items if item.where == where]
+        by_phase = [sum(i.bytes for i in here if phase in i.phases) for phase in PHASES]
+        return sum(item.bytes for item in here if not item.phases) + max(by_phase)
+
     @property
     def device_bytes(self) -> int:
-        """The most at once on the device: what lasts, and the larger of sampling and gradients."""
-        here = [item for item in self.items if item.where == "device"]
-        lasting = sum(item.bytes for item in here if item.lasting)
-        sampling = sum(i.bytes for i in here if not i.lasting and i.name.startswith("sampling"))
-        learning = sum(i.bytes for i in here if not i.lasting and not i.name.startswith("sampling"))
-        return lasting + max(sampling, learning)
+        """The most at once on the device."""
+        return self.most("device")
 
     @property
     def cpu_bytes(self) -> int:
-        """What waits on the CPU."""
-        return sum(item.bytes for item in self.items if item.where == "cpu")
+        """The most at once on the CPU: what waits there, and a snapshot while it is written."""
+        return self.most("cpu")
 
     def table(self) -> str:
         """The plan as text, in GiB."""
@@ -129,8 +139,7 @@ class MemoryPlan:
             place = "" if item.where == "device" else " (on the CPU)"
             lines.append(f"  {item.name:<{width}}  {gib(item.bytes):>10}  {item.how}{place}")
         lines.append(f"  {'most at once':<{width}}  {gib(self.device_bytes):>10}  on the device")
-        if self.cpu_bytes:
-            lines.append(f"  {'waiting':<{width}}  {gib(self.cpu_bytes):>10}  on the CPU")
+        lines.append(f"  {'':<{width}}  {gib(self.cpu_bytes):>10}  on the CPU")
         return "\n".join(lines)
 
 
@@ -142,69 +151,108 @@ def gib(size: int) -> str:
 def memory_plan(config: RunConfig) -> MemoryPlan:
     """The plan of a run. Raises ConfigError where the model's shape cannot be known."""
     shape = _shape(config.model.path)
-    n_base, n_lora = count_parameters(shape, config)
+    n_base, n_lora, largest = count_parameters(shape, config)
     method, c = make_method(config), config
-    tracked = method.baseline or c.training.track_baseline
+    offload, tracked = c.model.offload, method.baseline or c.training.track_baseline
     items: list[Item] = []
 
-    def add(name: str, size: float, how: str, lasting: bool = True, where: str = "device") -> None:
+    def add(name: str, size: float, how: str, where: Place = "device", *phases: Phase) -> None:
         if size:
-            items.append(Item(name, int(size), where, how, lasting))
+            items.append(Item(name, int(size), where, how, phases))
 
-    away = {part: "cpu" if part in c.model.offload else "device" for part in ("baseline",)}
-    add("θ", 4 * n_base, "4·N")
+    def place(part: OffloadPart) -> Place:
+        return "cpu" if part in offload else "device"
+
+    add("θ", 4 * n_base, "4·N", place("base"))
     if tracked:
-        add("θ̂", 4 * n_base, "4·N", where=away["baseline"])
-    if (method.rollouts or tracked) and c.model.reference == "start":
-        size = 2 if c.model.reference_dtype == "bfloat16" else 4
-        where = "cpu" if "reference" in c.model.offload else "device"
-        add("reference", size * n_base, f"{size}·N", where=where)
+        add("θ̂", 4 * n_base, "4·N", place("baseline"))
+    b_reference = 2 if c.model.reference_dtype == "bfloat16" else 4
+    has_reference = (method.rollouts or tracked) and c.model.reference == "start"
+    if has_reference:
+        add("reference", b_reference * n_base, f"{b_reference}·N", place("reference"))
     add("w", 4 * n_lora, "4·L")
-    add("Adam of θ", 8 * n_base, "8·N")
+    add("Adam of θ", 8 * n_base, "8·N", place("base"))
     if method.own_sft:
-        add("Adam of SFT steps", 8 * n_base, "8·N")
-    if method.baseline:
-        add("Adam of θ̂", 8 * n_base, "8·N", where=away["baseline"])
+        add("Adam of SFT steps", 8 * n_base, "8·N", place("base"))
+    if tracked:
+        add("Adam of θ̂", 8 * n_base, "8·N", place("baseline"))
     if method.coordinator:
         add("Adam of w", 8 * n_lora, "8·L")
+    waits = {"base": 4 * n_base}
+    if tracked:
+        waits["baseline"] = 4 * n_base
+    if has_reference:
+        waits["reference"] = b_reference * n_base
+    brought = max((size for part, size in waits.items() if part in offload), default=0)
+    how = f"{brought // n_base}·N, one at a time"
+    add("the part in place", brought, how, "device", "sampling", "gradients")
 
     n_all = n_base + (n_lora if method.coordinator else 0)
     rounds = sum((method.rollouts, method.demonstrations, tracked))
-    add("gradients", 4 * rounds * n_all, f"{rounds} objectives · 4·(N+L)", lasting=False)
-    add("gradient of a micro-batch", 4 * n_all, "4·(N+L)", lasting=False)
-    if method.demonstrations and method.rollouts and due(c.probes.alignment_every, 1):
-        kept = RL_BLOCKS - 1 + SFT_BLOCKS - 1
-        add("gradients of blocks", 2 * kept * n_all, f"{kept} · 2·(N+L)", lasting=False)
-    part_waits = [part for part in c.model.offload if part != "reference" or method.rollouts]
-    if part_waits:
-        add("the part brought back", 4 * n_base, "4·N, one at a time", lasting=False)
+    kept = place("gradients")
+    add(
+        "gradients", 4 * rounds * n_all, f"{rounds} objectives · 4·(N+L)",
+        kept, "gradients", "update",
+    )  # fmt: skip
+    if kept == "cpu" and place("gradient_sum") == "device":
+        add("the gradient being summed", 4 * n_all, "4·(N+L)", "device", "gradients")
+    add("gradient of a tensor", 8 * largest, "2 uses · 4·E", "device", "gradients")
+    mixes = method.demonstrations and method.rollouts
+    if mixes and due(c.probes.alignment_every, 1):
+        n_kept = RL_BLOCKS - 1 + SFT_BLOCKS - 1
+        how = f"{n_kept} · 2·(N+L)"
+        add("gradients of blocks", 2 * n_kept * n_all, how, kept, "gradients", "update")
+    if mixes:
+        add("update: mixed gradient", 4 * n_all, "4·(N+L)", kept, "update")
+    chunk = min(n_base, max(CHUNK, largest))
+    add("update: of some tensors", 4 * chunk, "4·max(2²⁸, E)", place("base"), "update")
+    add("update: norm of a tensor", 16 * largest, "16·E, in float64", kept, "update")
 
+    longest = (c.task.max_prompt_tokens or PROMPT_TOKENS) + c.sampling.max_new_tokens
     wide = c.model.compute_dtype == "bfloat16"
     b = 2 if wide else 4
     m = c.training.micro_batch_tokens
+    if c.task.max_prompt_tokens:  # a text that is longer than a micro-batch stands alone
+        m = max(m, longest)
     if wide:
-        add("weights in bf16", 2 * (n_base + n_lora), "2·(N+L)", lasting=False)
+        add("weights in bf16", 2 * (n_base + n_lora), "2·(N+L)", "device", "sampling", "gradients")
     per_layer = layer_bytes(shape, c, b)
     layers = shape.num_hidden_layers
     if c.model.gradient_checkpointing:
         size = 4 * shape.hidden_size * (layers + 3) + per_layer
-        add("activations", m * size, "M·(4h·(n+3) + one layer's)", lasting=False)
+        add("activations", m * size, "M·(4h·(n+3) + one layer's)", "device", "gradients")
     else:
         cast = " + 2·(10h+q+f)" if wide else ""
         size = layers * per_layer + 12 * shape.hidden_size
         how = f"M·(n·(4·6h + {b}·(5q+4f+7r){cast}) + 12h)"
-        add("activations", m * size, how, lasting=False)
-    add("logits", 5 * 4 * m * shape.vocab_size, "5 copies · 4·M·V", lasting=False)
+        add("activations", m * size, how, "device", "gradients")
+    add("logits", 5 * 4 * m * shape.vocab_size, "5 copies · 4·M·V", "device", "gradients")
 
-    if method.rollouts or tracked:
-        longest = (c.task.max_prompt_tokens or PROMPT_TOKENS) + c.sampling.max_new_tokens
-        rollouts = c.training.prompts_per_step * c.training.group_size
-        s = min(c.sampling.sampling_batch, rollouts)
-        size = kv_bytes(shape, s, longest, b)
-        add("sampling: KV cache", size, f"2·{b}·n·k·S·T, S={s}, T={longest}", lasting=False)
+    s, t = _generated(c, longest if method.rollouts or tracked else 0)
+    if s:
+        how = f"2·{b}·n·k·S·T, S={s}, T={t}"
+        add("sampling: KV cache", kv_bytes(shape, s, t, b), how, "device", "sampling")
         # float32 logits, scaled, noisy, and three int64 arrays that the noise is made of
-        add("sampling: logits and noise", 36 * s * shape.vocab_size, "36·S·V", lasting=False)
+        size = 36 * s * shape.vocab_size
+        add("sampling: logits and noise", size, "36·S·V", "device", "sampling")
+    lasting = {"θ", "θ̂", "w", *(item.name for item in items if item.name.startswith("Adam"))}
+    size = sum(item.bytes for item in items if item.name in lasting)
+    add("a snapshot being written", size, "a copy of θ, θ̂, w and each Adam", "cpu")
     return MemoryPlan(c.model.path, n_base, n_lora, tuple(items))
+
+
+def _generated(config: RunConfig, longest: int) -> tuple[int, int]:
+    """(most sequences at once, longest) of rollouts and evaluations; longest: of rollouts."""
+    t, probes = config.training, config.probes
+    prompt = config.task.max_prompt_tokens or PROMPT_TOKENS
+    draws = [(t.prompts_per_step * t.group_size, longest)] if longest else []
+    if probes.evaluate_every:
+        draws.append((probes.evaluation_prompts, prompt + probes.evaluation_max_new_tokens))
+    for chosen in probes.evaluation_sets:
+        most = chosen.max_new_tokens or probes.evaluation_max_new_tokens
+        draws.append((chosen.problems, prompt + most))
+    n = max((n for n, _ in draws), default=0)
+    return min(config.sampling.sampling_batch, n), max((length for _, length in draws), default=0)
 
 
 def layer_bytes(shape: PretrainedConfig, config: RunConfig, b: int) -> int:
@@ -228,19 +276,32 @@ def kv_bytes(shape: PretrainedConfig, sequences: int, length: int, b: int) -> in
     return 2 * b * shape.num_hidden_layers * heads * width * sequences * length
 
 
-def count_parameters(shape: PretrainedConfig, config: RunConfig) -> tuple[int, int]:
-    """(N, L): parameters of the model and of the coordinator, counted on the meta device."""
+class Counts(NamedTuple):
+    """Numbers of parameters."""
+
+    base: int
+    coordinator: int
+    largest: int
+    """Of the model's largest tensor."""
+
+
+def count_parameters(shape: PretrainedConfig, config: RunConfig) -> Counts:
+    """Parameters of the model and of the coordinator, counted on the meta device."""
+    return _counted(shape.to_json_string(), config.model.lora_rank, config.model.lora_targets)
+
+
+@cache
+def _counted(shape: str, lora_rank: int, lora_targets: tuple[str, ...]) -> Counts:
     lora = LoraConfig(
-        r=config.model.lora_rank,
-        target_modules=list(config.model.lora_targets) or "all-linear",
-        task_type="CAUSAL_LM",
+        r=lora_rank, target_modules=list(lora_targets) or "all-linear", task_type="CAUSAL_LM"
     )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(shape)
-        n_base = sum(p.numel() for p in model.parameters())
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(shape)))
+        sizes = [p.numel() for p in model.parameters()]
         wrapped = get_peft_model(model, lora)
-    return n_base, sum(p.numel() for n, p in wrapped.named_parameters() if ".lora_" in n)
+    n_lora = sum(p.numel() for n, p in wrapped.named_parameters() if ".lora_" in n)
+    return Counts(sum(sizes), n_lora, max(sizes))
 
 
 def _shape(path: str) -> PretrainedConfig:
