@@ -21,6 +21,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A tiny untrained model: all its texts are cut off, which is told at step 9."""
     model = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
     return RunConfig().with_changes(
+        method="grpo",
         path=str(model),
         device="cpu",
         lora_rank=2,
