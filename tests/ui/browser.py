@@ -8,11 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Error,
+    Locator,
+    Page,
+    TimeoutError,
+    sync_playwright,
+)
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120_000  # ms; a busy machine may take long, and nothing here measures time
@@ -75,9 +83,34 @@ def new_page(browser: Browser, url: str, theme: str = "light") -> Page:
     """A page on the app, opened and drawn."""
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     page.set_default_timeout(PATIENCE)
+    open_app(page, url, theme)
+    return page
+
+
+def open_app(page: Page, url: str, theme: str = "light") -> None:
+    """Go to the app, anew if the page is there already, and wait until it is drawn."""
     page.goto(f"{url}/?__theme={theme}", wait_until="domcontentloaded")
     page.wait_for_selector("#plot-reward .main-svg")
-    return page
+
+
+@contextmanager
+def without_errors(page: Page) -> Iterator[None]:
+    """The page's console must stay without errors."""
+    wrong: list[str] = []
+
+    def listen(said: ConsoleMessage) -> None:
+        if said.type == "error":
+            wrong.append(said.text)
+
+    def caught(error: Error) -> None:
+        wrong.append(str(error))
+
+    page.on("console", listen)
+    page.on("pageerror", caught)
+    yield
+    page.remove_listener("console", listen)
+    page.remove_listener("pageerror", caught)
+    assert wrong == []
 
 
 def points(page: Page, plot: str) -> int:
@@ -119,3 +152,28 @@ def wait_for_state(page: Page, *states: str) -> None:
     """Wait until the header says one of the states."""
     pattern = re.compile(f"^({'|'.join(states)})$")
     page.get_by_test_id("state").filter(has_text=pattern).wait_for()
+
+
+def enter(page: Page, field: str, text: str) -> None:
+    """Fill a field and see that it stays: gradio empties what it is still laying out."""
+    for _ in range(20):
+        page.locator(field).fill(text)
+        page.wait_for_timeout(300)
+        if page.locator(field).input_value() == text:
+            return
+    raise AssertionError(f"{field} does not keep {text!r}")
+
+
+def click_until(page: Page, place: Callable[[], tuple[float, float]], seen: Locator) -> None:
+    """Click a place of a plot until something is seen: one that is just redrawn hears no click."""
+    for _ in range(20):
+        x, y = place()
+        page.mouse.move(x, y)
+        page.wait_for_timeout(200)  # Plotly looks for the point under the mouse ten times a second
+        page.mouse.click(x, y)
+        try:
+            seen.wait_for(timeout=PATIENCE / 20)
+        except TimeoutError:
+            continue
+        return
+    raise AssertionError("no click was heard")

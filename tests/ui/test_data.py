@@ -14,7 +14,15 @@ from workbench.worker import SessionError
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tests.ui.browser import chromium, launched, new_page, open_tab, served  # noqa: E402
+from tests.ui.browser import (  # noqa: E402
+    chromium,
+    enter,
+    launched,
+    new_page,
+    open_tab,
+    served,
+    without_errors,
+)
 
 HOSTILE = "<img src=x onerror=window.__pwned=1>"
 ROWS = [
@@ -88,23 +96,21 @@ def test_the_tab_shows_tokens_and_scores(tmp_path: Path) -> None:
     flags = ("--run", str(tmp_path / "run"), "--config", str(tmp_path / "config.toml"))
     with served(*flags) as url, launched() as browser:
         page = new_page(browser, url)
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        open_tab(page, "Data")
-        page.locator("#data-table tbody tr").first.wait_for()
-        page.locator("#data-split").get_by_text("demonstrations").click()
-        hostile = page.locator("#data-table tbody tr").filter(has_text="onerror")
-        if hostile.count() == 0:  # it fell into validation
-            page.locator("#data-split").get_by_text("validation").click()
-        hostile.first.click()
-        page.locator("#data-detail .token-strip").wait_for()
-        assert "onerror" in page.locator("#data-detail").inner_text().replace("\n", "")
-        page.locator("#score-completion textarea").fill("so\n#1")
-        page.click("#score")
-        page.locator("#scored .wb-reward").wait_for()
-        assert "reward 1" in page.locator("#scored").inner_text()
-        assert "pattern: 1" in page.locator("#scored").inner_text()
-        page.click("#overlaps")
-        page.locator("#overlap-table").get_by_text("No overlaps found").wait_for()
-        assert page.evaluate("window.__pwned") is None
-        assert wrong == []
+        with without_errors(page):
+            open_tab(page, "Data")
+            page.locator("#data-table tbody tr").first.wait_for()
+            page.locator("#data-split").get_by_text("demonstrations").click()
+            hostile = page.locator("#data-table tbody tr").filter(has_text="onerror")
+            if hostile.count() == 0:  # it fell into validation
+                page.locator("#data-split").get_by_text("validation").click()
+            hostile.first.click()
+            page.locator("#data-detail .token-strip").wait_for()
+            assert "onerror" in page.locator("#data-detail").inner_text().replace("\n", "")
+            enter(page, "#score-completion textarea", "so\n#1")
+            page.click("#score")
+            page.locator("#scored .wb-reward").wait_for()
+            assert "reward 1" in page.locator("#scored").inner_text()
+            assert "pattern: 1" in page.locator("#scored").inner_text()
+            page.click("#overlaps")
+            page.locator("#overlap-table").get_by_text("No overlaps found").wait_for()
+            assert page.evaluate("window.__pwned") is None

@@ -16,6 +16,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 from tests.ui.browser import (  # noqa: E402
     chromium,
+    enter,
     launched,
     new_page,
     served,
@@ -66,7 +67,7 @@ def test_a_finding_is_told_opened_and_stays_open(tmp_path: Path) -> None:
         item.locator("summary").click()
         change.wait_for()
         assert "since step 1" in item.inner_text() and HOSTILE in item.inner_text()
-        page.locator("#count input").fill("2")
+        enter(page, "#count input", "2")
         page.click("#step-n")
         wait_for_points(page, "plot-loss", 2)
         wait_for_state(page, "idle")

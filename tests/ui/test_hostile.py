@@ -19,7 +19,7 @@ from workbench.config import RunConfig
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tests.ui.browser import chromium, launched, new_page, open_tab, served  # noqa: E402
+from tests.ui.browser import chromium, enter, launched, new_page, open_tab, served  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -96,13 +96,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
+def page(url: str) -> Iterator[playwright.Page]:
     with launched() as browser:
-        yield browser
+        yield new_page(browser, url)
 
 
-def test_every_tab_shows_hostile_text_as_text(browser: playwright.Browser, url: str) -> None:
-    page = new_page(browser, url)
+def test_every_tab_shows_hostile_text_as_text(page: playwright.Page) -> None:
     seen = []
     for title in page.get_by_role("tab").all_inner_texts():
         open_tab(page, title)
@@ -119,12 +118,10 @@ def test_every_tab_shows_hostile_text_as_text(browser: playwright.Browser, url: 
 
 
 @pytest.mark.parametrize("text", [STRINGS[0], STRINGS[3], STRINGS[6]])
-def test_typed_text_is_shown_as_text(browser: playwright.Browser, url: str, text: str) -> None:
-    page = new_page(browser, url)
+def test_typed_text_is_shown_as_text(page: playwright.Page, text: str) -> None:
     open_tab(page, "Coordinator")
-    page.locator("#prompt textarea").fill(text)
+    enter(page, "#prompt textarea", text)
     page.click("#compare")
     page.locator("#effect").get_by_text(text).first.wait_for()
     assert page.evaluate("window.__pwned") is None
     assert page.locator(MARKUP).count() == 0
-    page.close()

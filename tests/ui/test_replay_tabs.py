@@ -15,12 +15,14 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 from tests.ui.browser import (  # noqa: E402
     chromium,
+    enter,
     launched,
     new_page,
     open_tab,
     served,
     wait_for_drawing,
     wait_for_state,
+    without_errors,
 )
 from tests.ui.test_app import HOSTILE, SMALL  # noqa: E402
 
@@ -65,19 +67,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(run: Path) -> Iterator[playwright.Page]:
     """A page whose console must stay without errors."""
-    wrong: list[str] = []
     with served("--run", str(run)) as url, launched() as browser:
         page = new_page(browser, url)
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        yield page
-        page.close()
-    assert wrong == []
+        with without_errors(page):
+            yield page
 
 
 def test_a_step_is_replayed_and_is_identical(page: playwright.Page) -> None:
     open_tab(page, "Replay")
-    page.locator("#replay-step input").fill("3")
+    enter(page, "#replay-step input", "3")
     page.click("#replay")
     page.get_by_test_id("identical").get_by_text("identical", exact=True).wait_for()
     page.locator("#replay-said").get_by_text("Replay of step 3").wait_for()
@@ -89,11 +87,11 @@ def test_a_step_is_replayed_and_is_identical(page: playwright.Page) -> None:
 
 def test_what_if_lists_the_differences(page: playwright.Page) -> None:
     open_tab(page, "Replay")
-    page.locator("#replay-changes textarea").fill("rl_weight=0.2 base_lr=1e-3")
+    enter(page, "#replay-changes textarea", "rl_weight=0.2 base_lr=1e-3")
     page.click("#replay")
     page.get_by_test_id("identical").get_by_text("different").wait_for()
     page.locator("#replay-differences tr[data-id=rl_weight]").wait_for()
-    page.locator("#replay-changes textarea").fill("rl_wait=1")
+    enter(page, "#replay-changes textarea", "rl_wait=1")
     page.click("#replay")
     page.locator(".toast-body").get_by_text("did you mean 'rl_weight'").wait_for()
 
@@ -103,7 +101,7 @@ def test_branches_are_drawn_and_listed(page: playwright.Page) -> None:
     wait_for_drawing(page, "plot-branches")
     page.locator("#branch-table tr[data-id='run ↶1']").get_by_text("rl_weight=0.9").wait_for()
     page.locator("#branch-table tr[data-id=fork]").get_by_text("base_lr=0.001").wait_for()
-    page.locator("#branch-metric input").fill("kl")
+    enter(page, "#branch-metric input", "kl")
     page.locator("#branch-metric input").press("Enter")
     page.locator("#plot-branches").get_by_text("kl of the branches").wait_for()
 

@@ -60,7 +60,7 @@ def build(session: Session) -> View:
         tree, metrics = run_tree(session.run_dir), branch_metrics(session.run_dir)
         names = [n for n in metrics if n not in ("node", "step") and not n.startswith("seconds/")]
         return {
-            metric: gr.Dropdown(choices=names or ["reward"]),
+            metric: gr.update(choices=names or ["reward"]),
             chart: figure_json(plots.branches(tree, metrics, values[metric])),
             table: tree_table(tree, str(session.reader.path)),
         }

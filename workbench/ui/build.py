@@ -89,8 +89,27 @@ def build_app(session: Session) -> gr.Blocks:
             tab.select(opener(title), inputs, outputs, **wire)
         app.load(opener(run.TITLE), inputs, outputs, **wire)
         gr.Timer(1.0).tick(tick, inputs, outputs, **wire)
+
+        async def forget(request: gr.Request) -> None:  # in the event loop: no event half-way
+            forget_copies(app, request.session_hash or "")
+
+        gr.Timer(30.0).tick(forget, None, None, **wire)
     app.queue(default_concurrency_limit=4)
     return app
+
+
+def forget_copies(app: gr.Blocks, page: str) -> None:
+    """Drop the outdated copies of components that gradio (6.31) keeps for a page.
+
+    With each event gradio makes every component of the outputs anew, those that are skipped too,
+    under a new id, and then files it under that id beside its own: a page left open for a night
+    would take gigabytes. What is filed under the app's own ids stays.
+    """
+    state = app.state_holder[page]
+    kept: tuple[dict[int, Any], ...] = (state.blocks_config.blocks, state.config_values)
+    for by_id in kept:
+        for outdated in by_id.keys() - app.blocks.keys():
+            del by_id[outdated]
 
 
 def contents_key(session: Session) -> str:

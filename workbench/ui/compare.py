@@ -94,10 +94,10 @@ def build(session: Session) -> View:
         ends = [values[end] if values[end] in names else own for end in (first, second)]
         frames = {name: run.frame("metrics") for name, run in zip(wanted, runs, strict=True)}
         return {
-            chosen: gr.Dropdown(choices=names, value=wanted),
-            metric: gr.Dropdown(choices=metrics, value=shown),
-            first: gr.Dropdown(choices=names, value=ends[0]),
-            second: gr.Dropdown(choices=names, value=ends[1]),
+            chosen: gr.update(choices=names, value=wanted),
+            metric: gr.update(choices=metrics, value=shown),
+            first: gr.update(choices=names, value=ends[0]),
+            second: gr.update(choices=names, value=ends[1]),
             overlay: figure_json(plots.overlaid_runs(frames, shown)),
             different: settings_table(wanted, runs),
             gains: gain_table(open_run(folder / ends[0]), open_run(folder / ends[1])),

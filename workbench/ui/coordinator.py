@@ -102,7 +102,7 @@ def build(session: Session) -> View:
         modules = list(dict.fromkeys(coordinator["module"]))
         chosen = values[module] or (modules[0] if modules else None)
         if modules and not values[module]:
-            updates[module] = gr.Dropdown(modules, value=chosen)
+            updates[module] = gr.update(choices=modules, value=chosen)
         updates[history] = figure_json(
             plots.singular_values_over_time(coordinator, chosen or "a matrix")
         )

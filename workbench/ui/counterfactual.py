@@ -81,7 +81,7 @@ class CounterfactualPanel:
                 texts = page(quiet("Both texts appear here side by side."), "what-texts")
                 bars = live_plot(250, "plot-counterfactual")
         wire: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        source.input(lambda kind: gr.Column(visible=kind == PASTED), source, paste, **wire)
+        source.input(lambda kind: gr.update(visible=kind == PASTED), source, paste, **wire)
 
         def show(values: Any) -> Updates:
             at = None if values[self.weights] == NOW else int(values[self.weights].split()[-1])
@@ -112,7 +112,9 @@ class CounterfactualPanel:
         """Offer the snapshots that there are; `chosen` stays where it still is one."""
         steps = self.session.reader.snapshot_steps()
         choices = [NOW, *(f"snapshot of step {step}" for step in reversed(steps))]
-        return {self.weights: gr.Dropdown(choices, value=chosen if chosen in choices else NOW)}
+        return {
+            self.weights: gr.update(choices=choices, value=chosen if chosen in choices else NOW)
+        }
 
 
 def named(row_id: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class FromFinding:
             for row in keyed.iloc[::-1].itertuples()
         ]
         newest = choices[0][1] if choices else None
-        return {self.chosen: gr.Dropdown(choices=choices, value=newest)}
+        return {self.chosen: gr.update(choices=choices, value=newest)}
 
 
 def samples_html(session: Session, key: str) -> str:

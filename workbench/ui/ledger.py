@@ -98,7 +98,7 @@ class LedgerView:
         def pick(show_quality: bool, event: gr.EventData) -> Updates:
             return self.shown(event.value, show_quality) | {
                 self.picked: event.value,
-                decide: gr.Row(visible=True),
+                decide: gr.update(visible=True),
             }
 
         outputs = [self.detail, self.visits, self.picked, decide]

@@ -94,7 +94,7 @@ def build(session: Session) -> View:
             return {table: rollout_table(None, "")}
         highest = max(highest, last)
         number = last if values[follow] else min(int(values[step]), last)
-        slider = gr.Slider(maximum=highest, value=number)
+        slider = gr.update(maximum=highest, value=number)
         offered = other.draw(values[other.weights])
         return {step: slider} | offered | shown(number, values[selected], values[by])
 

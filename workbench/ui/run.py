@@ -10,7 +10,7 @@ import gradio as gr
 import pandas as pd
 
 from workbench import plots
-from workbench.config import Knob
+from workbench.config import ConfigError, Knob
 from workbench.config.sections import ProbesConfig
 from workbench.probes.cost import probe_costs
 from workbench.session import Session
@@ -113,7 +113,7 @@ def _controls(session: Session) -> Any:
         )
     with gr.Accordion("Rewind or fork", open=False):
         at = gr.Number(
-            0,
+            None,
             label="Step",
             info="The run's state at the end of this step; 0 is the start.",
             precision=0,
@@ -129,10 +129,15 @@ def _controls(session: Session) -> Any:
         )
         fork = gr.Button("Fork from it", size="md", elem_id="fork")
 
-    def fork_at(step: float, path: str) -> None:
-        name = f"{session.run_dir.name}-from-{int(step)}-{time.strftime('%H%M%S')}"
+    def asked(step: float | None) -> int:
+        if step is None:
+            raise ConfigError("Step: say at the end of which step")
+        return int(step)
+
+    def fork_at(step: float | None, path: str) -> None:
+        name = f"{session.run_dir.name}-from-{asked(step)}-{time.strftime('%H%M%S')}"
         target = path.strip() or str(session.run_dir.parent / name)
-        session.fork(target, step=int(step)).close()
+        session.fork(target, step=asked(step)).close()
         gr.Info(f"Forked. Open it with: python app.py --run {html.escape(target)}", duration=30)
 
     wire: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -141,7 +146,7 @@ def _controls(session: Session) -> Any:
     step.click(told(lambda: session.start(1)), **wire)
     step_n.click(told(lambda n: session.start(int(n))), count, **wire)
     wire["show_progress"] = "minimal"
-    rewind.click(told(lambda n: session.rewind(int(n))), at, **wire)
+    rewind.click(told(lambda n: session.rewind(asked(n))), at, **wire)
     fork.click(told(fork_at), [at, folder], **wire)
     return at
 
