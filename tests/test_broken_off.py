@@ -76,7 +76,7 @@ LONG: dict[str, Callable[[Session, Path], Any]] = {
 def until_marked(s: Session) -> None:
     """Wait until the call under way is to be broken off."""
     for _ in range(600):
-        current = s._worker._current
+        current = s._worker.queue.current
         if current is not None and current.broken_by:
             return
         time.sleep(0.02)
@@ -174,18 +174,19 @@ def test_every_look_ends_at_the_next_forward_pass(
     s: Session, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Broken off before its third forward pass, while the run goes; the run is none the wiser."""
-    worker, passes, original = s._worker, 0, s._worker.check
+    queue, passes = s._worker.queue, 0
+    original = queue.check
 
     def third() -> None:
         nonlocal passes
-        if worker._current is not None:
+        if queue.current is not None:
             passes += 1
             if passes == 3:
-                worker._current.broken_by = "a pause"
+                queue.current.broken_by = "a pause"
         original()
 
     before = numbers(s)
-    monkeypatch.setattr(worker, "check", third)
+    monkeypatch.setattr(queue, "check", third)
     s._worker.engine.policy.before_forward(lambda: third())
     with pytest.raises(SessionError, match=f"{name.split()[0]}: broken off by a pause"):
         LOOKS[name](s)
@@ -206,7 +207,7 @@ def test_a_pause_stops_a_running_run_that_is_being_looked_at(
     def held(*args: Any, **kwargs: Any) -> float:
         entered.set()
         assert go_on.wait(60)
-        s._worker.check()
+        s._worker.queue.check()
         return 0.0
 
     raised: list[BaseException] = []

@@ -18,14 +18,21 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import torch
 
-from workbench.commands import BrokenOff, Command, Kind, Progress, SessionError, State
+from workbench.commands import (
+    Abandon,
+    Command,
+    CommandQueue,
+    Kind,
+    Progress,
+    SessionError,
+    State,
+)
 from workbench.config import RunConfig
 from workbench.diagnosis import step_not_finite
 from workbench.engine import Engine
@@ -36,16 +43,12 @@ from workbench.training.gradients import NonFiniteError
 T = TypeVar("T")
 
 
-class _Abandon(Exception):
-    """Leaves a step of which nothing was applied."""
-
-
 class Worker:
     """Runs an Engine in a thread of its own. All public methods may be called from any thread."""
 
     def __init__(self, config: RunConfig, store: RunStore) -> None:
         """Load everything in the thread and wait for it; errors of loading are raised here."""
-        self.changed = threading.Condition()
+        self.queue = CommandQueue()
         self.state: State = "idle"
         self.version = 0
         self.error = ""
@@ -54,11 +57,8 @@ class Worker:
         """What a detector paused the run for; empty if none did."""
         self.last_record: StepRecord | None = None
         self.engine: Engine
-        self._queue: deque[Command] = deque()
         self._running = False  # whether steps are wanted
         self._target: int | None = None
-        self._closing = False
-        self._current: Command | None = None  # the look or change under way
         self._doing = ""
         self._phase = ""
         self._untold: deque[Finding] = deque()  # could not be written when they were found
@@ -77,40 +77,8 @@ class Worker:
     # --- from any thread --------------------------------------------------------------------
 
     def post(self, name: str, kind: Kind, action: Callable[[], T], /, **arguments: Any) -> T:
-        """Have the worker do `action`, wait, and return its result or raise its error.
-
-        Ctrl-C takes it back, or breaks it off, and is raised once the worker has let go of it.
-        """
-        future: Future[T] = Future()
-        command = Command(name, kind, action, arguments, future)
-        posted = False
-        try:
-            with self.changed:
-                if self.state == "closed" or self._closing:
-                    raise SessionError(
-                        f"{name}: the session is closed; Session.resume opens it again"
-                    )
-                self._queue.insert(self._place(command), command)
-                posted = True
-                self.changed.notify_all()
-            while not wait([future], 0.2).done:  # Windows notices Ctrl-C between two waits only
-                pass
-            return future.result()
-        except KeyboardInterrupt:
-            with self.changed:
-                command.broken_by = "Ctrl-C"
-                if command in self._queue:
-                    self._queue.remove(command)
-                    posted = False
-            if posted:
-                wait([future])
-            raise
-
-    def _place(self, command: Command) -> int:
-        """Where in the queue: a pause waits for no look or change."""
-        if command.name != "pause":
-            return len(self._queue)
-        return max((at + 1 for at, c in enumerate(self._queue) if c.kind == "flow"), default=0)
+        """Have the worker do `action`; see `CommandQueue.post`."""
+        return self.queue.post(name, kind, action, arguments)
 
     def go(self, name: str, steps: int | None) -> None:
         """Run `steps` more steps in the background; None: without end."""
@@ -124,9 +92,8 @@ class Worker:
 
     def pause(self) -> None:
         """Pause at the next control point; returns when it is so. Breaks off what is under way."""
-        with self.changed:
-            if self._current is not None:
-                self._current.broken_by = "a pause"
+        with self.queue.changed:
+            self.queue.break_off("a pause")
             if self.state == "running":
                 self.state = "pausing"
                 self.version += 1
@@ -134,8 +101,8 @@ class Worker:
 
     def wait_change(self, seconds: float) -> None:
         """Wait until something changed, at most `seconds`."""
-        with self.changed:
-            self.changed.wait(seconds)
+        with self.queue.changed:
+            self.queue.changed.wait(seconds)
 
     @property
     def busy(self) -> bool:
@@ -153,26 +120,16 @@ class Worker:
 
     def close(self) -> None:
         """Stop at the next control point, save a snapshot, free the folder."""
-        with self.changed:
-            self._closing = True
-            if self._current is not None:
-                self._current.broken_by = "closing the session"
-            self.changed.notify_all()
+        self.queue.close()
         self._thread.join()
 
     # --- commands, in the worker ------------------------------------------------------------
 
-    def check(self) -> None:
-        """Raises BrokenOff where the look or change under way has to stop."""
-        command = self._current
-        if command is not None and command.broken_by:
-            raise BrokenOff(f"{command.name}: broken off by {command.broken_by}; nothing changed")
-
     def again(self, step: int, last: int, phase: str) -> None:
         """The control point of steps that are executed again; see `engine.Again`."""
-        self.check()
-        if self._current is not None:
-            self._doing = f"{self._current.name}: step {step} of {last} again, {phase}"
+        self.queue.check()
+        if self.queue.current is not None:
+            self._doing = f"{self.queue.current.name}: step {step} of {last} again, {phase}"
             self._tell()
 
     def _go(self, name: str, steps: int | None) -> None:
@@ -206,13 +163,14 @@ class Worker:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
             self.engine = Engine(config, store)
             self.engine.snapshot_ended = self._tell
-            self.engine.policy.before_forward(self.check)
-            with self._under_way(Command("resume", "change", lambda: None, {}, Future())):
-                self.check()
+            self.engine.policy.before_forward(self.queue.check)
+            with self.queue.under_way(Command("resume", "change", lambda: None, {}, Future())):
+                self.queue.check()
                 if store.last_step() or store.snapshot_steps():
                     self.engine.resume(self.again)
                 else:
                     self.engine.save()  # step 0: every rewind can start here
+            self._doing = ""
             store.set_status("idle")
         except BaseException as error:
             if store.last_step() or store.snapshot_steps():
@@ -223,8 +181,8 @@ class Worker:
             ready.set_exception(error)
             return
         ready.set_result(None)
-        while not self._closing:
-            command = self._next_between_steps()
+        while not self.queue.closing:
+            command = self.queue.take(lambda: self._running or store.snapshot_ended)
             if store.snapshot_ended:
                 self._settle()
             if command is not None:
@@ -233,41 +191,11 @@ class Worker:
                 self._one_step()
         self._shut()
 
-    @contextmanager
-    def _under_way(self, command: Command) -> Iterator[None]:
-        """A look or change that `check` may break off."""
-        with self.changed:
-            self._current = command
-            if self._closing:
-                command.broken_by = "closing the session"
-        try:
-            yield
-        finally:
-            self._current, self._doing = None, ""
-
-    def _next_between_steps(self) -> Command | None:
-        with self.changed:
-            ended = self.engine.store
-            while not (self._queue or self._running or self._closing or ended.snapshot_ended):
-                self.changed.wait()
-            return self._queue.popleft() if self._queue and not self._closing else None
-
     def _control(self, phase: str) -> None:
         """The control point before each phase of a step."""
         self._phase = phase
         self._tell()
-        while True:
-            with self.changed:
-                command = next((c for c in self._queue if c.kind != "change"), None)
-                if self._closing or (command is None and self._queue and not self._running):
-                    raise _Abandon
-                if command is not None:
-                    self._queue.remove(command)
-                elif self._running:
-                    return
-                else:
-                    self.changed.wait()
-                    continue
+        while command := self.queue.take_in_step(self._running):
             self._do(command)
 
     def _do(self, command: Command) -> None:
@@ -276,11 +204,12 @@ class Worker:
             if command.kind == "flow":
                 result = command.action()
             else:
-                with self._under_way(command):
+                with self.queue.under_way(command):
                     self.engine.catch_up(self.again)
                     result = command.action()
         except BaseException as error:
             outcome, failure = f"{type(error).__name__}: {error}", error
+        self._doing = ""
         try:
             if command.kind != "look":
                 self._record(command.name, command.arguments, outcome)
@@ -312,7 +241,7 @@ class Worker:
         try:
             self.engine.catch_up(self.again)
             record = self.engine.step(self._control)
-        except _Abandon:
+        except Abandon:
             self._phase = ""
             return
         except NonFiniteError as error:
@@ -405,9 +334,9 @@ class Worker:
             self.error = self.error or f"the run folder cannot be written: {error}"
 
     def _tell(self) -> None:
-        with self.changed:
+        with self.queue.changed:
             self.version += 1
-            self.changed.notify_all()
+            self.queue.changed.notify_all()
 
     def _shut(self) -> None:
         store = self.engine.store
@@ -425,7 +354,5 @@ class Worker:
             self.error = self.error or str(error)
         finally:
             self.state = "closed"
-            for command in self._queue:
-                closed = SessionError(f"{command.name}: the session was closed")
-                command.future.set_exception(closed)
+            self.queue.refuse()
             self._tell()

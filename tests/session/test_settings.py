@@ -83,7 +83,7 @@ def test_set_during_a_step_waits_for_the_next(s: Session, monkeypatch: pytest.Mo
         s.start(2)
         gate.wait()
         setting = in_thread(lambda: s.set(rl_weight=0.9))
-        until(s, lambda: bool(s._worker._queue))
+        until(s, lambda: bool(s._worker.queue))
         gate.open()
         setting.join(60)
         assert s.wait(60)
