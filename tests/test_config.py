@@ -13,10 +13,11 @@ from workbench.config import (
     MethodName,
     RunConfig,
     TaskSettings,
+    ToolsTaskConfig,
 )
 from workbench.presets import PRESETS
 
-TASKS = (ArithmeticTaskConfig, GymTaskConfig, DatasetTaskConfig)
+TASKS = (ArithmeticTaskConfig, GymTaskConfig, ToolsTaskConfig, DatasetTaskConfig)
 SECTIONS = [
     info.annotation
     for info in RunConfig.model_fields.values()

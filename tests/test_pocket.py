@@ -45,6 +45,7 @@ def test_pocket_model_starts_between_15_and_40_percent_and_can_do_what_it_seldom
         sequences=range(32),
         end_ids=policy.end_ids,
         max_new_tokens=80,
+        environments=None,
     )
     solved = sum(task.reward(text, p) for text, p in zip(done.texts, problems[:32], strict=True))
     assert solved / 32 > 0.9

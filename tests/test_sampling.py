@@ -176,6 +176,7 @@ def draw(
         sequences=range(len(prompts)) if sequences is None else sequences,
         end_ids=end_ids or [2],
         max_new_tokens=12,
+        environments=None,
         **settings,
     )
 
@@ -269,6 +270,7 @@ def test_first_tokens_follow_the_models_softmax(
         end_ids=[2],
         max_new_tokens=1,
         batch=1000,
+        environments=None,
     )
     with torch.no_grad():
         p = model(torch.tensor([[1, 5, 6]])).logits[0, -1].double().softmax(0)

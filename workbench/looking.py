@@ -8,6 +8,7 @@ after a look is bit-identical.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from math import isnan
 from typing import Literal, get_args
 
@@ -24,7 +25,7 @@ from workbench.probes.counterfactual import (
 from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
-from workbench.probes.tokens import terms_known, token_terms
+from workbench.probes.tokens import n_learned, terms_known, token_terms
 from workbench.records import (
     AblationRow,
     CoordinatorEffect,
@@ -37,6 +38,8 @@ from workbench.records import (
 )
 from workbench.sampling import Noise
 from workbench.store import Run
+from workbench.tasks import environments
+from workbench.tasks.environment import ENVIRONMENT, POLICY
 from workbench.tasks.problem import Problem, Split
 from workbench.training.measure import probe_set
 from workbench.worker import SessionError, Worker
@@ -87,6 +90,7 @@ class Looking:
                 max_new_tokens=max_new_tokens or engine.config.sampling.max_new_tokens,
                 temperature=engine.config.sampling.temperature,
                 reward=self._reward,
+                environments=partial(environments, engine.task),
             )
 
         return self._worker.post("sample", "look", look)
@@ -124,6 +128,7 @@ class Looking:
                 max_new_tokens=engine.config.sampling.max_new_tokens,
                 temperature=engine.config.sampling.temperature,
                 reward=reward,
+                environments=partial(environments, engine.task),
             )
 
         return self._worker.post("coordinator_effect", "look", look)
@@ -188,6 +193,7 @@ class Looking:
                     max_new_tokens=longest,
                     temperature=temperature,
                     reward=reward,
+                    environments=partial(environments, engine.task),
                 )
             if prompt is None or text is None or step is not None or sequence is not None:
                 raise SessionError("counterfactual: give step and sequence, or prompt and text")
@@ -195,11 +201,16 @@ class Looking:
                 raise SessionError("counterfactual: an unfinished text must not be empty")
             writer = Writer(engine.policy, written_by)
             factual = pasted(
-                writer, prompt, text, finished=finished, temperature=temperature, reward=reward
+                writer,
+                prompt,
+                text,
+                finished=finished,
+                temperature=temperature,
+                reward=reward,
+                environments=partial(environments, engine.task),
             )
-            noise = writer.hindsight(
-                prompt, factual.token_ids, Noise(seed, 0, "hindsight"), rollouts, temperature
-            )
+            prior = Noise(seed, 0, "hindsight")
+            noise = writer.hindsight(factual, prior, rollouts, temperature)
             return counterfactuals(
                 factual,
                 other,
@@ -209,6 +220,7 @@ class Looking:
                 max_new_tokens=max(longest, len(factual.token_ids)),
                 temperature=temperature,
                 reward=reward,
+                environments=partial(environments, engine.task),
             )
 
         return self._worker.post("counterfactual", "look", look)
@@ -226,7 +238,7 @@ class Looking:
             )
         config = run.training
         rows = [row for row in self.reader.record(step).rollouts if row.purpose == "train"]
-        n_tokens = sum(len(row.token_ids) for row in rows)
+        n_tokens = n_learned(rows)
         for row in rows:
             if row.sequence == sequence:
                 positions = range(len(row.token_ids))
@@ -245,7 +257,7 @@ class Looking:
             )
         for row in self.reader.record(step).rollouts:
             if (row.sequence, row.purpose, row.policy) == (sequence, purpose, written_by):
-                if row.written_by or not isnan(row.plan_length):
+                if set(row.written_by) - {POLICY, ENVIRONMENT} or not isnan(row.plan_length):
                     raise SessionError(
                         f"counterfactual: rollout {sequence} of step {step} had help, so its noise "
                         "says nothing; give prompt and text"

@@ -91,8 +91,10 @@ class RolloutRow:
     reward_error: str = ""
     """Why a part could not be had and counts as 0."""
     written_by: list[str] = field(default_factory=list)
-    """Who wrote each token: 'policy', or 'demonstration', 'hint', 'plan', a helper's name; empty
-    where the policy wrote all. What was given before the policy began has NaN log-probs."""
+    """Who wrote each token: 'policy', or 'environment' (the task's tools), 'demonstration', 'hint',
+    'plan', a helper's name; empty where the policy wrote all. What was given before the policy
+    began has NaN log-probs. The environment's tokens have log-prob 0 under every policy: they were
+    sure to come, and nothing is learned of them."""
     plan_length: float = nan
     """Steps of the plan that guided it; NaN: it was not guided."""
 
@@ -266,6 +268,8 @@ class Sample:
     tokens: list[str]
     logprob: list[float]
     """Under the policy and scale it was drawn with."""
+    written_by: list[str] = field(default_factory=list)
+    """As in RolloutRow: who wrote each token, where an environment took part."""
 
 
 @dataclass(frozen=True)

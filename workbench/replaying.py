@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench.config import RunConfig
 from workbench.engine import Again, Engine
-from workbench.probes.tokens import terms_known, token_frame, token_terms
+from workbench.probes.tokens import n_learned, terms_known, token_frame, token_terms
 from workbench.probes.trace import (
     LayerTrace,
     UpdateRow,
@@ -30,6 +30,7 @@ from workbench.replay import (
 )
 from workbench.sampling import TokenBatch, pack
 from workbench.store import RunFolderError, Snapshot
+from workbench.tasks.environment import POLICY
 from workbench.training.batches import pack_demonstrations
 from workbench.training.gradients import NonFiniteError
 
@@ -149,9 +150,10 @@ def _tokens(engine: Engine, before: Weights, record: StepRecord, config: RunConf
     if rollouts:
         policy, device = engine.policy, engine.policy.device
         prompts = [policy.encode_prompt(row.prompt) for row in rollouts]
-        batch = pack(prompts, [row.token_ids for row in rollouts], policy.pad_id, device)
+        writers = [row.written_by or [POLICY] * len(row.token_ids) for row in rollouts]
+        batch = pack(prompts, [row.token_ids for row in rollouts], policy.pad_id, device, writers)
         temperature = config.sampling.temperature
-        n_tokens = sum(len(row.token_ids) for row in rollouts)
+        n_tokens = n_learned(rollouts)
         frames = [_rollout_tokens(row, config, n_tokens) for row in rollouts]
     else:
         temperature = 1.0
@@ -188,7 +190,7 @@ def _demonstration_tokens(
     batch = pack_demonstrations(engine.policy, shown).tokens
     frames = []
     for i, demonstration in enumerate(shown):
-        n = int(batch.completion_mask[i].sum())
+        n = batch.lengths_N[i]
         ids = batch.completion_ids[i, :n].tolist()
         frames.append(
             pd.DataFrame(

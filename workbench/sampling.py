@@ -4,13 +4,17 @@ Greedy decoding of `logits / temperature + gumbel` is an exact sample of the sof
 pure function of (seed, step, purpose, sequence, position, token), so the same key gives the same
 text, and two policies on the same key part only where their distributions differ enough (common
 random numbers). No generator, no global random state. [ours; Gumbel-max trick]
+
+Where an environment takes part (tasks/environment.py) each rollout is written in turns: it stops
+where the environment has something to say, that is put behind it, and it goes on. A token's
+position counts what was put in, so its noise does not depend on how many turns there were.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,7 +24,11 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
+    StoppingCriteriaList,
 )
+
+from workbench.tasks.environment import ENVIRONMENT, POLICY, Environment
+from workbench.turns import Row, TurnEnds
 
 
 @dataclass(frozen=True)
@@ -36,16 +44,16 @@ class Noise:
         text = f"{self.seed}/{self.step}/{self.purpose}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
-    def at(self, sequences: Tensor, position: int, vocab_size: int) -> Tensor:
-        """The noise of some streams at one position; see `gumbel`."""
+    def at(self, sequences: Tensor, position: int | Tensor, vocab_size: int) -> Tensor:
+        """The noise of some streams, each at one position; see `gumbel`."""
         return gumbel(self, sequences, position, vocab_size)
 
 
 class NoiseSource(Protocol):
     """What rollouts take their noise from."""
 
-    def at(self, sequences: Tensor, position: int, vocab_size: int) -> Tensor:
-        """Gumbel noise (N, V) of the streams `sequences` (N,) at one position."""
+    def at(self, sequences: Tensor, position: int | Tensor, vocab_size: int) -> Tensor:
+        """Gumbel noise (N, V) of the streams `sequences` (N,) at one position, or one each (N,)."""
 
 
 def _signed(value: int) -> int:
@@ -69,13 +77,13 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def gumbel(noise: Noise, sequences: Tensor, position: int, vocab_size: int) -> Tensor:
+def gumbel(noise: Noise, sequences: Tensor, position: int | Tensor, vocab_size: int) -> Tensor:
     """Standard Gumbel noise for one position: float32 (N, V), on the device of `sequences`.
 
-    sequences: int64 (N,), the index of each row's stream. Equal inputs give equal noise on every
-    device and in every batch.
+    sequences: int64 (N,), the index of each row's stream. position: of all rows, or int64 (N,).
+    Equal inputs give equal noise on every device and in every batch.
     """
-    step = _signed(_GOLDEN * (position + 1) % (1 << 64))  # python integers do not wrap around
+    step = (torch.as_tensor(position, device=sequences.device) + 1) * _GOLDEN
     row = _mix(_mix(sequences + noise.key()) + step)  # (N,)
     token = torch.arange(1, vocab_size + 1, device=sequences.device) * _GOLDEN  # (V,)
     bits = _shift_right(_mix(row[:, None] + token), 41)  # 23 random bits: + 0.5 stays exact
@@ -91,27 +99,34 @@ class Completions:
     token_ids: list[list[int]]
     """With the end-of-text token, where one was sampled."""
     logprob: list[list[float]]
-    """log π of each token at sampling time, at the sampling temperature."""
+    """log π of each token at sampling time, at the sampling temperature; 0 where another wrote."""
     finished: list[bool]
     texts: list[str]
+    writers: list[list[str]] = field(default_factory=list)
+    """Who wrote each token: POLICY, or who took part; empty: nobody could."""
 
 
 class _GumbelArgmax(LogitsProcessor):
     """Adds noise to the logits so that greedy decoding samples; keeps the log-probs."""
 
     def __init__(
-        self, noise: NoiseSource | None, sequences: Tensor, n_prompt: int, temperature: float
+        self,
+        noise: NoiseSource | None,
+        sequences: Tensor,
+        written: Tensor,
+        n_prompt: int,
+        temperature: float,
     ):
-        self.noise, self.sequences = noise, sequences
+        self.noise, self.sequences, self.written = noise, sequences, written
         self.n_prompt, self.temperature = n_prompt, temperature
         self.logprobs: list[Tensor] = []  # one (N,) a position
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        position = input_ids.shape[1] - self.n_prompt
+        positions = self.written + (input_ids.shape[1] - self.n_prompt)
         logits = scores.float() / self.temperature
         noisy = logits
         if self.noise is not None:
-            noisy = logits + self.noise.at(self.sequences, position, logits.shape[1])
+            noisy = logits + self.noise.at(self.sequences, positions, logits.shape[1])
         chosen = noisy.argmax(-1, keepdim=True)
         log_normaliser = logits.logsumexp(-1, keepdim=True)
         self.logprobs.append((logits.gather(1, chosen) - log_normaliser)[:, 0])
@@ -130,44 +145,84 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     batch: int = 256,
+    environments: Sequence[Environment] | None,
 ) -> Completions:
     """Complete each prompt once; `noise=None` decodes greedily.
 
     sequences[i] is the noise stream of prompt i; end_ids are the tokens that end a completion.
+    environments[i] takes part in completion i (None: nobody does); what it puts in counts for
+    `max_new_tokens`, and is cut off there.
     """
-    assert len(prompt_ids) == len(sequences)
+    who: Sequence[Environment | None] = environments or [None] * len(prompt_ids)
+    rows = [Row(list(p), n, e) for p, n, e in zip(prompt_ids, sequences, who, strict=True)]
+    for at in range(0, len(rows), batch):
+        going = rows[at : at + batch]
+        while going:
+            _take_turns(model, tokenizer, going, noise, set(end_ids), max_new_tokens, temperature)
+            going = [row for row in going if row.going]
+    finished = [row.token_ids[-1] in end_ids for row in rows]
+    shown = [
+        row.token_ids[:-1] if ended else row.token_ids
+        for row, ended in zip(rows, finished, strict=True)
+    ]
+    return Completions(
+        [row.prompt_ids for row in rows],
+        [row.token_ids for row in rows],
+        [row.logprob for row in rows],
+        finished,
+        [tokenizer.decode(ids, skip_special_tokens=True) for ids in shown],
+        [] if environments is None else [row.writers for row in rows],
+    )
+
+
+def _take_turns(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    noise: NoiseSource | None,
+    end_ids: set[int],
+    longest: int,
+    temperature: float,
+) -> None:
+    """Let each row write until its turn ends, and put what is replied behind it."""
     device = next(model.parameters()).device
-    result = Completions([list(p) for p in prompt_ids], [], [], [], [])
-    for at in range(0, len(prompt_ids), batch):
-        part = result.prompt_ids[at : at + batch]
-        width = max(len(p) for p in part)
-        pad = int(tokenizer.pad_token_id or 0)
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in part], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
-        streams = torch.tensor(list(sequences[at : at + batch]), device=device)
-        processor = _GumbelArgmax(noise, streams, width, temperature)
-        output = model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=pad,
-                eos_token_id=list(end_ids),
-            ),
-            logits_processor=LogitsProcessorList([processor]),
-        )
-        tokens = output[:, width:].tolist()
-        logprobs = torch.stack(processor.logprobs, dim=1).tolist()
-        for row, row_logprobs in zip(tokens, logprobs, strict=True):
-            stop = next((i for i, t in enumerate(row) if t in end_ids), None)
-            end = len(row) if stop is None else stop + 1
-            result.token_ids.append(row[:end])
-            result.logprob.append(row_logprobs[:end])
-            result.finished.append(stop is not None)
-            text_ids = row[: end if stop is None else stop]
-            result.texts.append(tokenizer.decode(text_ids, skip_special_tokens=True))
-    return result
+    seen = [row.prompt_ids + row.token_ids for row in rows]
+    width = max(map(len, seen))
+    pad = int(tokenizer.pad_token_id or 0)
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in seen], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in seen], device=device)
+    streams = torch.tensor([row.stream for row in rows], device=device)
+    written = torch.tensor([len(row.token_ids) for row in rows], device=device)
+    processor = _GumbelArgmax(noise, streams, written, width, temperature)
+    turns = TurnEnds(rows, tokenizer, list(end_ids), width, longest)
+    output = model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(
+            max_new_tokens=max(turns.room),
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=list(end_ids),
+        ),
+        logits_processor=LogitsProcessorList([processor]),
+        stopping_criteria=StoppingCriteriaList([turns]),
+    )
+    tokens = output[:, width:].tolist()
+    logprobs = torch.stack(processor.logprobs, dim=1).tolist()
+    for i, row in enumerate(rows):
+        n, reply = turns.lengths[i], turns.replies[i]
+        row.token_ids += tokens[i][:n]
+        row.logprob += logprobs[i][:n]
+        row.writers += [POLICY] * n
+        row.going = reply is not None
+        if reply is not None:
+            row.turns.append(turns.text(tokens[i][:n]))
+            told = tokenizer.encode(reply.text, add_special_tokens=False) if reply.text else []
+            told = [token for token in told if token not in end_ids][: turns.room[i] - n]
+            row.token_ids += told
+            row.logprob += [0.0] * len(told)
+            row.writers += [reply.writer] * len(told)
+            row.going = len(row.token_ids) < longest
 
 
 @dataclass(frozen=True)
@@ -181,13 +236,19 @@ class TokenBatch:
     attention_mask: Tensor  # (N, T)
     position_ids: Tensor  # (N, T)
     completion_ids: Tensor  # (N, C)
-    completion_mask: Tensor  # (N, C), float32 0/1
+    completion_mask: Tensor  # (N, C), float32: 1 at each token but the environment's
     n_prompt: int
 
     @property
     def n_tokens(self) -> int:
-        """Completion tokens in the batch."""
+        """Completion tokens in the batch, those of an environment left out."""
         return int(self.completion_mask.sum())
+
+    @property
+    def lengths_N(self) -> list[int]:
+        """Tokens of each completion, whoever wrote them."""
+        lengths: list[int] = self.attention_mask[:, self.n_prompt :].sum(1).tolist()
+        return lengths
 
     def select(self, rows: Sequence[int]) -> TokenBatch:
         """Some of the sequences, in this order, with no more padding than they need."""
@@ -212,7 +273,7 @@ class TokenBatch:
         this saves time as well as memory.
         """
         prompts = self.attention_mask[:, : self.n_prompt].sum(1).tolist()
-        completions = self.completion_mask.sum(1).int().tolist()
+        completions = self.lengths_N
         groups: list[list[int]] = []
         widest = (0, 0)  # longest prompt and completion of the last group
         for row in sorted(range(start, stop), key=lambda r: -completions[r]):
@@ -231,8 +292,12 @@ def pack(
     token_ids: Sequence[Sequence[int]],
     pad_id: int,
     device: torch.device | str = "cpu",
+    writers: Sequence[Sequence[str]] = (),
 ) -> TokenBatch:
-    """Make a TokenBatch of N prompts and their completions."""
+    """Make a TokenBatch of N prompts and their completions.
+
+    writers: who wrote each completion token; what ENVIRONMENT did is masked out. None: nobody else.
+    """
     n_prompt = max(len(p) for p in prompt_ids)
     n_completion = max(len(c) for c in token_ids)
     ids, mask, completion_mask = [], [], []
@@ -240,7 +305,10 @@ def pack(
         left, right = n_prompt - len(p), n_completion - len(c)
         ids.append([pad_id] * left + list(p) + list(c) + [pad_id] * right)
         mask.append([0] * left + [1] * (len(p) + len(c)) + [0] * right)
-        completion_mask.append([1.0] * len(c) + [0.0] * right)
+        i = len(ids) - 1
+        who = writers[i] if writers else [POLICY] * len(c)
+        own = [float(writer != ENVIRONMENT) for writer, _ in zip(who, c, strict=True)]
+        completion_mask.append(own + [0.0] * right)
     input_ids = torch.tensor(ids, device=device)
     attention_mask = torch.tensor(mask, device=device)
     return TokenBatch(
@@ -271,7 +339,7 @@ def completion_logits(model: nn.Module, batch: TokenBatch, temperature: float = 
 
 
 def token_logprobs(logits: Tensor, batch: TokenBatch) -> Tensor:
-    """log π of each completion token, 0 at padding: (N, C)."""
+    """log π of each completion token, 0 at padding and where an environment wrote: (N, C)."""
     chosen = logits.gather(2, batch.completion_ids[:, :, None])[:, :, 0]
     return (chosen - logits.logsumexp(-1)) * batch.completion_mask
 

@@ -45,6 +45,7 @@ def completions(policy: Policy, model: nn.Module) -> Completions:
         end_ids=policy.end_ids,
         max_new_tokens=6,
         temperature=TEMPERATURE,
+        environments=None,
     )
 
 

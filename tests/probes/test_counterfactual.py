@@ -37,6 +37,7 @@ def draw(policy: Policy, name: str, noise: Noise, sequence: int) -> Completions:
         end_ids=policy.end_ids,
         max_new_tokens=LONGEST,
         temperature=TEMPERATURE,
+        environments=None,
     )
 
 
@@ -126,7 +127,7 @@ def test_a_pasted_text_is_written_again_by_the_policy_taken_to_have_written_it(
     )
     assert "".join(factual.tokens).startswith(text)
     assert (factual.token_ids[-1] in policy.end_ids) == finished
-    noise = author.hindsight(PROMPT, factual.token_ids, Noise(0, 0, "hindsight"), 6, TEMPERATURE)
+    noise = author.hindsight(factual, Noise(0, 0, "hindsight"), 6, TEMPERATURE)
 
     def rewritten(other: Writer) -> list[Counterfactual]:
         return counterfactuals(

@@ -108,6 +108,7 @@ def test_rewards_are_those_of_plain_models_on_the_same_noise(policy: Policy) -> 
             end_ids=policy.end_ids,
             max_new_tokens=8,
             temperature=0.9,
+            environments=None,
         )
         return np.array([TASK.reward(text, PROBLEMS[0]) for text in done.texts])
 

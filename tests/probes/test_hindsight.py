@@ -60,6 +60,7 @@ def draw(model: LlamaForCausalLM, noise: NoiseSource, n: int = N) -> Completions
         max_new_tokens=LONGEST,
         temperature=TEMPERATURE,
         batch=2000,
+        environments=None,
     )
 
 

@@ -257,21 +257,26 @@ def test_an_sft_step_that_is_not_finite_undoes_the_rl_step_before_it(folder: Pat
 # --- guided and hinted rollouts -----------------------------------------------------------------
 
 
+def searched(n_steps: int, max_trials: int, needed: int) -> tuple[int | None, int]:
+    """(what the search finds where `needed` steps help, its trials)."""
+    search, trials = shortest(n_steps, max_trials), 0
+    try:
+        tried = next(search)
+        while True:
+            trials += 1
+            tried = search.send(tried >= needed)
+    except StopIteration as ended:
+        return ended.value, trials
+
+
 def test_the_search_finds_the_shortest_plan_that_helps() -> None:
     for n_steps in range(1, 30):
         for needed in range(1, n_steps + 2):
-            tried: list[int] = []
-
-            def helps(n: int, trial: int, needed: int = needed, tried: list[int] = tried) -> bool:
-                assert trial == len(tried)
-                tried.append(n)
-                return n >= needed
-
-            found = shortest(n_steps, 5, helps)
+            found, trials = searched(n_steps, 5, needed)
             assert found == (needed if needed <= n_steps else None)
-            assert len(tried) <= 5
-    assert shortest(100, 2, lambda n, trial: n >= 60) == 75
-    assert shortest(0, 5, lambda n, trial: True) is None
+            assert trials <= 5
+    assert searched(100, 2, 60) == (75, 2)
+    assert searched(0, 5, 1) == (None, 0)
 
 
 @pytest.mark.parametrize("guide_in", ["answer", "prompt"])

@@ -324,7 +324,7 @@ def test_prefix_rft(folder: Path, policy: Policy) -> None:
     f = Found(
         policy,
         config(folder, "prefix_rft", prefix_entropy_share=0.5),
-        rollouts=Rollouts(given, "demonstration"),
+        rollouts=Rollouts(given, [["demonstration"] * len(ids) for ids in given]),
     )
     n = N + 2 + 1
     prefix_value = 2 * standard(0, 2) + 1 * standard(2, 2)  # ρ = 1
@@ -356,7 +356,7 @@ def test_uft_learns_the_hints(folder: Path, policy: Policy) -> None:
     f = Found(
         policy,
         config(folder, "uft"),
-        rollouts=Rollouts([h for h in hints for _ in range(3)], "hint"),
+        rollouts=Rollouts([h for h in hints for _ in range(3)]),
     )
     logps = [v for j in (0, 2) for v in loop.logps(loop.demonstration(j)[0], hints[j])]
     assert f.sft().objective == pytest.approx(fmean(logps), rel=1e-9)
@@ -402,7 +402,8 @@ def test_gradients_are_slopes(folder: Path, policy: Policy, name: str) -> None:
     extra = None
     if name in ("prefix_rft", "uft"):
         prefix = loop.demonstration(0)[1][:3]
-        extra = Rollouts([prefix] * 3 + [[]] * 6, "demonstration")
+        given = [prefix] * 3 + [[]] * 6
+        extra = Rollouts(given, [["demonstration"] * len(ids) for ids in given])
     f = Found(policy, config(folder, name), rollouts=extra)
     generator = torch.Generator().manual_seed(5)
     along = {n: torch.randn(p.shape, generator=generator) for n, p in policy.base.items()}

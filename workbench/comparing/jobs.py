@@ -9,7 +9,13 @@ from statistics import fmean
 from typing import Any, Literal
 
 from workbench.comparing.outcome import Outcome
-from workbench.config import ArithmeticTaskConfig, ConfigError, GymTaskConfig, RunConfig
+from workbench.config import (
+    ArithmeticTaskConfig,
+    ConfigError,
+    GymTaskConfig,
+    RunConfig,
+    ToolsTaskConfig,
+)
 
 TRIAL_SEED = 1000
 """Run seed and task seed of learning-rate trials; reported runs should use neither."""
@@ -120,6 +126,8 @@ class Comparison:
             changes["task_seed"] = TRIAL_SEED
         if kind == "trial" and isinstance(self.base.task, GymTaskConfig):
             changes["gym_seed"] = TRIAL_SEED
+        if kind == "trial" and isinstance(self.base.task, ToolsTaskConfig):
+            changes["tools_seed"] = TRIAL_SEED
         config = self.base.with_changes(**changes)
         tried = f"-lr{rates.base:g}x{rates.second:g}" if kind == "trial" or self.sweep else ""
         name = f"{kind}-{method.replace(':', '.')}{tried}-seed{seed}"

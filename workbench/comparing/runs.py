@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.store import Run, RunFolderError, open_run
+from workbench.tasks.environment import ENVIRONMENT, POLICY
 
 NEWEST = 10
 """Steps, from the end, whose rollouts are compared prompt by prompt."""
@@ -51,7 +52,7 @@ def newest_rollouts(run: Run, n_steps: int = NEWEST) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=["prompt_id", "prompt", "correct", "purpose", "completion"])
     rows = pd.concat(frames, ignore_index=True)
-    alone = rows["written_by"].map(len) == 0
+    alone = rows["written_by"].map(lambda writers: set(writers) <= {POLICY, ENVIRONMENT})
     return rows[(rows["policy"] == "joint") & alone]
 
 

@@ -18,6 +18,7 @@ from workbench.config.tasks import (
     GymTaskConfig,
     TaskConfig,
     TaskSettings,
+    ToolsTaskConfig,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "SnapshotsConfig",
     "TaskConfig",
     "TaskSettings",
+    "ToolsTaskConfig",
     "TrainingConfig",
     "due",
 ]

@@ -32,6 +32,7 @@ from workbench.config.tasks import (
     DatasetTaskConfig,
     GymTaskConfig,
     TaskConfig,
+    ToolsTaskConfig,
 )
 from workbench.presets import PRESETS
 
@@ -245,7 +246,7 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-_TASK_TYPES = (ArithmeticTaskConfig, GymTaskConfig, DatasetTaskConfig)
+_TASK_TYPES = (ArithmeticTaskConfig, GymTaskConfig, ToolsTaskConfig, DatasetTaskConfig)
 
 
 def _all_leaves() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import perm
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -116,6 +117,45 @@ class GymTaskConfig(TaskSettings):
     """Text put behind each question, e.g. how to answer."""
 
 
+class ToolsTaskConfig(TaskSettings):
+    """Sums of unknown numbers, with a table and a calculator as tools, generated from a seed."""
+
+    kind: Literal["tools"] = "tools"
+    tools_seed: int = 0
+    """Seed of the prompts and tables; apart from the run's seed: runs share their data."""
+    tools_terms: tuple[int, ...] = (3, 4)
+    """Numbers of terms of training and validation prompts, drawn evenly."""
+    tools_hard_terms: tuple[int, ...] = (5, 6)
+    """Numbers of terms of the out-of-distribution split."""
+    tools_prompts: int = Field(512, ge=1)
+    """Size of the training split."""
+    tools_validation: int = Field(128, ge=0)
+    """Size of the validation split."""
+    tools_hard: int = Field(128, ge=0)
+    """Size of the out-of-distribution split."""
+    tools_demonstrations: int = Field(256, ge=1)
+    """Number of demonstrations."""
+    tools_calls: int = Field(12, ge=0)
+    """Calls of a completion that are answered."""
+    tools_suffix: str = ""
+    """Text put behind each question, e.g. how to call the tools."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ToolsTaskConfig:
+        wanted = {
+            "tools_terms": self.tools_prompts + self.tools_validation,
+            "tools_hard_terms": self.tools_hard,
+        }
+        for name, count in wanted.items():
+            sizes = getattr(self, name)
+            if not sizes or not 1 <= min(sizes) <= max(sizes) <= 10:
+                raise ValueError(f"{name}: needs at least one number, each from 1 to 10")
+            there = sum(perm(10, n) * 2 ** (n - 1) for n in set(sizes))  # of the table's 10 entries
+            if 2 * count > there:
+                raise ValueError(f"{name}: {count} prompts are too many, of {there} different ones")
+        return self
+
+
 class DatasetTaskConfig(TaskSettings):
     """Prompts and demonstrations from a file, a hub dataset or a list of rows."""
 
@@ -163,5 +203,6 @@ class DatasetTaskConfig(TaskSettings):
 
 
 TaskConfig = Annotated[
-    ArithmeticTaskConfig | GymTaskConfig | DatasetTaskConfig, Field(discriminator="kind")
+    ArithmeticTaskConfig | GymTaskConfig | ToolsTaskConfig | DatasetTaskConfig,
+    Field(discriminator="kind"),
 ]

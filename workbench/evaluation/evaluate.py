@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from workbench.evaluation.statistics import bootstrap, compare, pass_at_k
 from workbench.evaluation.subjects import Subject
 from workbench.sampling import Noise, sample
-from workbench.tasks import Problem
+from workbench.tasks import Problem, environments
 from workbench.tasks.sets import RIGHT, EvaluationSet
 
 
@@ -116,6 +116,7 @@ def _draw(
                 max_new_tokens=longest,
                 temperature=temperature,
                 batch=batch,
+                environments=environments(chosen.task, [problem.prompt for problem, _ in part]),
             )
         for i, (problem, number) in enumerate(part):
             found = chosen.score(done.texts[i], problem)

@@ -59,7 +59,7 @@ def coordinator_ablation(
     parts |= {layer: [layer] for layer in policy.coordinator_layers}
     whole = drawn()
     done = whole.completions_N
-    tokens = pack(done.prompt_ids, done.token_ids, policy.pad_id, policy.device)
+    tokens = pack(done.prompt_ids, done.token_ids, policy.pad_id, policy.device, done.writers)
     kl_sums = _kl_sums(policy, tokens, list(parts.values()), temperature, max_tokens)
     lengths_N = tokens.completion_mask.sum(1).double().cpu()
     rows = []
@@ -109,7 +109,7 @@ def _kl_sums(
 
 
 def _log_softmax(policy: Policy, tokens: TokenBatch, temperature: float) -> Tensor:
-    return completion_logits(policy.model, tokens, temperature).double().log_softmax(-1)
+    return completion_logits(policy.of("joint"), tokens, temperature).double().log_softmax(-1)
 
 
 def _ratio_error(sums_N: Tensor, lengths_N: Tensor, mean: float) -> float:

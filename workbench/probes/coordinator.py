@@ -16,9 +16,12 @@ from torch import Tensor
 from workbench.policy import Policy, PolicyName, layer_of
 from workbench.records import CoordinatorEffect, CoordinatorRow, Sample
 from workbench.sampling import Noise, completion_logits, pack, sample
+from workbench.tasks.environment import Environment, others
 
 Reward = Callable[[str, str], float]
 """(prompt, completion) → reward; NaN where the right answer is not known."""
+Environments = Callable[[Sequence[str]], list[Environment] | None]
+"""Prompts → who takes part in each one's completion (`tasks.environments` of the run's task)."""
 
 
 def delta_singular_values(lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
@@ -84,6 +87,7 @@ def draw_samples(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     reward: Reward,
+    environments: Environments = lambda prompts: None,
 ) -> list[Sample]:
     """Complete each prompt `rollouts` times, the coordinator scaled by `coordinator`.
 
@@ -101,6 +105,7 @@ def draw_samples(
             end_ids=policy.end_ids,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            environments=environments(repeated),
         )
     return [
         Sample(
@@ -114,6 +119,7 @@ def draw_samples(
             token_ids=done.token_ids[i],
             tokens=policy.pieces(done.token_ids[i]),
             logprob=done.logprob[i],
+            written_by=others(done.writers[i]) if done.writers else [],
         )
         for i, prompt in enumerate(repeated)
     ]
@@ -142,6 +148,7 @@ def effect(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     reward: Reward,
+    environments: Environments = lambda prompts: None,
 ) -> list[CoordinatorEffect]:
     """Compare the joint policy at each of `scales` with itself at `against`, on the same noise.
 
@@ -159,6 +166,7 @@ def effect(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             reward=reward,
+            environments=environments,
         )
 
     base = draw(against)
@@ -172,8 +180,13 @@ def effect(
 @torch.no_grad()
 def _compare(policy: Policy, base: Sample, other: Sample, temperature: float) -> CoordinatorEffect:
     tokens = pack(
-        [policy.encode_prompt(other.prompt)], [other.token_ids], policy.pad_id, policy.device
+        [policy.encode_prompt(other.prompt)],
+        [other.token_ids],
+        policy.pad_id,
+        policy.device,
+        [other.written_by] if other.written_by else (),
     )
+    own = tokens.completion_mask[0]
 
     def logprobs(scale: float) -> Tensor:  # (C, V)
         with policy.coordinator_scale(scale):
@@ -188,6 +201,6 @@ def _compare(policy: Policy, base: Sample, other: Sample, temperature: float) ->
         base=base,
         other=other,
         first_parting=first_parting(base.token_ids, other.token_ids),
-        logprob_difference=chosen.tolist(),
-        kl=kl.tolist(),
+        logprob_difference=(chosen * own).tolist(),
+        kl=(kl * own).tolist(),
     )

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from workbench.policy import Policy, PolicyName
-from workbench.probes.coordinator import Reward, first_parting
+from workbench.probes.coordinator import Environments, Reward, first_parting
 from workbench.probes.hindsight import HindsightNoise, hindsight_noise
 from workbench.records import Counterfactual, RolloutRow, Sample
 from workbench.sampling import (
@@ -26,6 +26,7 @@ from workbench.sampling import (
     sample,
     token_logprobs,
 )
+from workbench.tasks.environment import POLICY, Span, others, spans
 
 PURPOSES = {"train": "rollouts", "paired": "paired"}
 """By the purpose of a recorded rollout: that of its noise."""
@@ -43,28 +44,35 @@ class Writer:
     """Step of that snapshot; None: the run's present weights."""
 
     @torch.no_grad()
-    def logprobs(self, prompt: str, token_ids: list[int], temperature: float) -> list[float]:
-        """log π of each token of a completion of `prompt`, nats."""
+    def logprobs(
+        self, prompt: str, token_ids: list[int], temperature: float, writers: list[str]
+    ) -> list[float]:
+        """log π of each token of a completion of `prompt`, nats; writers: empty, all one's own."""
         policy = self.policy
         tokens = pack(
-            [policy.encode_prompt(prompt)], [token_ids], policy.pad_id, device=policy.device
+            [policy.encode_prompt(prompt)],
+            [token_ids],
+            policy.pad_id,
+            policy.device,
+            [writers] if writers else (),
         )
         with policy.coordinator_scale(self.coordinator):
             logits = completion_logits(policy.of(self.name), tokens, temperature)
         return token_logprobs(logits, tokens)[0].tolist()
 
     def hindsight(
-        self, prompt: str, token_ids: list[int], prior: Noise, rollouts: int, temperature: float
+        self, factual: Sample, prior: Noise, rollouts: int, temperature: float
     ) -> HindsightNoise:
         """`rollouts` draws of noise under which this policy writes the text."""
         with self.policy.coordinator_scale(self.coordinator):
             return hindsight_noise(
                 self.policy.of(self.name),
-                [self.policy.encode_prompt(prompt)],
-                [token_ids],
+                [self.policy.encode_prompt(factual.prompt)],
+                [factual.token_ids],
                 prior=prior,
                 rollouts=rollouts,
                 temperature=temperature,
+                writers=[factual.written_by] if factual.written_by else (),
             )
 
 
@@ -86,6 +94,7 @@ def recorded(row: RolloutRow) -> Sample:
         token_ids=row.token_ids,
         tokens=row.tokens,
         logprob=row.sampling_logprob,
+        written_by=list(row.written_by),
     )
 
 
@@ -97,11 +106,24 @@ def pasted(
     finished: bool,
     temperature: float,
     reward: Reward,
+    environments: Environments = lambda prompts: None,
 ) -> Sample:
-    """A text as a sample of `writer`; unless `finished` it was cut off by a length limit."""
-    token_ids = writer.policy.encode_completion(text)
-    if not finished:
-        token_ids = token_ids[:-1]
+    """A text as a sample of `writer`; unless `finished` it was cut off by a length limit.
+
+    What the prompt's environment would have put in where it stands in the text, it is taken to
+    have put in.
+    """
+    told = environments([prompt])
+    parts = spans(told[0], text) if told else [Span(POLICY, text)]
+    token_ids: list[int] = []
+    writers: list[str] = []
+    for who, part in parts:
+        token_ids += writer.policy.encode_completion(part)[:-1]
+        writers += [who] * (len(token_ids) - len(writers))
+    if finished:
+        token_ids.append(writer.policy.encode_completion("")[-1])
+        writers.append(POLICY)
+    writers = others(writers)
     return Sample(
         prompt=prompt,
         completion=text,
@@ -112,7 +134,8 @@ def pasted(
         finished=finished,
         token_ids=token_ids,
         tokens=writer.policy.pieces(token_ids),
-        logprob=writer.logprobs(prompt, token_ids, temperature),
+        logprob=writer.logprobs(prompt, token_ids, temperature, writers),
+        written_by=writers,
     )
 
 
@@ -126,6 +149,7 @@ def counterfactuals(
     max_new_tokens: int,
     temperature: float,
     reward: Reward,
+    environments: Environments = lambda prompts: None,
 ) -> list[Counterfactual]:
     """What `other` says of a text, and writes on its noise; one entry for each noise stream."""
     policy = other.policy
@@ -139,8 +163,9 @@ def counterfactuals(
             end_ids=policy.end_ids,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            environments=environments([factual.prompt] * len(sequences)),
         )
-    logprob = other.logprobs(factual.prompt, factual.token_ids, temperature)
+    logprob = other.logprobs(factual.prompt, factual.token_ids, temperature, factual.written_by)
     return [
         Counterfactual(
             factual=factual,
@@ -155,6 +180,7 @@ def counterfactuals(
                 token_ids=done.token_ids[i],
                 tokens=policy.pieces(done.token_ids[i]),
                 logprob=done.logprob[i],
+                written_by=others(done.writers[i]) if done.writers else [],
             ),
             first_parting=first_parting(factual.token_ids, done.token_ids[i]),
             logprob=logprob,

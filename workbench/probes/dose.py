@@ -17,6 +17,7 @@ from workbench.policy import Policy, PolicyName
 from workbench.probes.paired import NOTHING, PairedDifference, mean_error, paired_difference
 from workbench.records import DoseRow
 from workbench.sampling import Completions, Noise, sample
+from workbench.tasks import environments
 from workbench.tasks.problem import Problem, Task
 
 _UNKNOWN = PairedDifference(nan, nan, nan, nan)
@@ -59,6 +60,7 @@ def draw(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         batch=batch,
+        environments=environments(task, [problem.prompt for problem in owners]),
     )
     rewards = [task.reward(text, p) for text, p in zip(done.texts, owners, strict=True)]
     shape = (len(problems), rollouts)

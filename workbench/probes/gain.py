@@ -47,7 +47,8 @@ from torch import Tensor
 from workbench.policy import Policy
 from workbench.records import GainRow, RolloutRow
 from workbench.sampling import Completions, Noise, sample
-from workbench.tasks import score
+from workbench.tasks import environments, score
+from workbench.tasks.environment import others
 from workbench.tasks.problem import Problem, Task
 
 MIN_ESS_SHARE = 0.3
@@ -255,7 +256,11 @@ def helped_hurt(rows: Sequence[GainRow], level: float = 0.05, corrected: bool = 
 
 def policies_agree(policy: Policy) -> bool:
     """Whether the RL-only baseline's θ̂ is θ, to the last bit."""
-    return all(torch.equal(theta, policy.baseline_base[n]) for n, theta in policy.base.items())
+    policy.wait()
+    return all(
+        torch.equal(theta.to(policy.baseline_base[n].device), policy.baseline_base[n])
+        for n, theta in policy.base.items()
+    )
 
 
 def draw_paired(
@@ -291,6 +296,7 @@ def draw_paired(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 batch=batch,
+                environments=environments(task, [problem.prompt for problem in repeated]),
             )
         found = [
             _rollout(policy, task, noise.step, name, i, repeated[i], done)
@@ -330,4 +336,5 @@ def _rollout(
         sampling_logprob=done.logprob[i],
         reward_parts=dict(found.parts),
         reward_error=found.error,
+        written_by=others(done.writers[i]) if done.writers else [],
     )

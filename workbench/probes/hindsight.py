@@ -52,20 +52,22 @@ class HindsightNoise:
     logprobs_NCV: Tensor
     """log π of the policy that wrote the texts, before each of their tokens."""
     token_ids_NC: Tensor
-    lengths_N: Tensor
+    sampled_NC: Tensor
+    """bool: where the policy drew the token; what an environment put in tells nothing of noise."""
     rollouts: int
     """K."""
 
-    def at(self, sequences: Tensor, position: int, vocab_size: int) -> Tensor:
-        """Noise of some streams at one position, (len(sequences), V)."""
+    def at(self, sequences: Tensor, position: int | Tensor, vocab_size: int) -> Tensor:
+        """Noise of some streams, each at one position, (len(sequences), V)."""
         prior = gumbel(self.prior, sequences, position, vocab_size)
-        if position >= self.token_ids_NC.shape[1]:
-            return prior
-        text = sequences // self.rollouts
+        text, longest = sequences // self.rollouts, self.token_ids_NC.shape[1]
+        wanted = torch.as_tensor(position, device=sequences.device).expand(len(sequences))
+        at = wanted.clamp(max=longest - 1)
         conditioned = posterior_gumbel(
-            prior, self.logprobs_NCV[text, position], self.token_ids_NC[text, position]
+            prior, self.logprobs_NCV[text, at], self.token_ids_NC[text, at]
         )
-        return torch.where((position < self.lengths_N[text])[:, None], conditioned, prior)
+        sampled = (wanted < longest) & self.sampled_NC[text, at]
+        return torch.where(sampled[:, None], conditioned, prior)
 
 
 @torch.no_grad()
@@ -77,14 +79,19 @@ def hindsight_noise(
     prior: Noise,
     rollouts: int = 1,
     temperature: float,
+    writers: Sequence[Sequence[str]] = (),
 ) -> HindsightNoise:
-    """K = `rollouts` draws of noise under which `model` writes each text behind its prompt."""
+    """K = `rollouts` draws of noise under which `model` writes each text behind its prompt.
+
+    writers: who wrote each token, as `sampling.pack` takes it.
+    """
     device = next(model.parameters()).device
-    tokens = pack(prompt_ids, token_ids, pad_id=0, device=device)  # padding is masked out
+    # padding is masked out
+    tokens = pack(prompt_ids, token_ids, pad_id=0, device=device, writers=writers)
     return HindsightNoise(
         prior,
         completion_logits(model, tokens, temperature).double().log_softmax(-1),
         tokens.completion_ids,
-        tokens.completion_mask.sum(1).long(),
+        tokens.completion_mask > 0,
         rollouts,
     )

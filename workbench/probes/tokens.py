@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.config import RunConfig, TrainingConfig
 from workbench.records import RolloutRow, TokenTerm
+from workbench.tasks.environment import ENVIRONMENT
 
 Values = NDArray[np.float64]
 
@@ -117,6 +118,11 @@ def _told(terms: Sequence[TokenTerm]) -> str:
     return "\n".join(f"{names[t.loss]}: {t.formula}\n  {t.why}" for t in terms)
 
 
+def n_learned(rollouts: Sequence[RolloutRow]) -> int:
+    """N of `token_terms`: completion tokens of a step's training rollouts but the environment's."""
+    return sum(len(row.token_ids) - row.written_by.count(ENVIRONMENT) for row in rollouts)
+
+
 GRPO_METHODS = (
     "bridge",
     "grpo",
@@ -147,11 +153,17 @@ def token_terms(
 
     ρ is exactly 1 for the joint policy, whose log-probs are their own old ones, and π_(θ̂+w)/π_(θ+w)
     for the baseline (workbench/training/objectives.py). `config`: the step's (`Run.config_at`).
-    `n_tokens`: N, the completion tokens of all the step's training rollouts. Empty for a rollout
-    that nothing was trained on.
+    `n_tokens`: N, see `n_learned`. A token that the environment wrote adds nothing. Empty for a
+    rollout that nothing was trained on.
     """
     if not rollout.logprob:
         return []
+    if rollout.written_by and rollout.written_by[position] == ENVIRONMENT:
+        losses: tuple[Literal["rl", "baseline_rl"], ...] = ("rl", "baseline_rl")
+        return [
+            _not_learned(loss, position, rollout.advantage)
+            for loss in losses[: 2 if rollout.baseline_logprob else 1]
+        ]
     now = rollout.logprob[position]
     reference = rollout.reference_logprob[position] if rollout.reference_logprob else nan
     terms = [_term("rl", position, 1.0, now, reference, rollout.advantage, config, n_tokens)]
@@ -171,6 +183,23 @@ def token_terms(
             )
         )
     return terms
+
+
+def _not_learned(loss: Literal["rl", "baseline_rl"], position: int, advantage: float) -> TokenTerm:
+    return TokenTerm(
+        loss=loss,
+        position=position,
+        ratio=1.0,
+        advantage=advantage,
+        clipped=False,
+        surrogate=0.0,
+        kl=0.0,
+        share=0.0,
+        value=0.0,
+        push=0.0,
+        formula="0",
+        why="not pushed: the environment wrote it",
+    )
 
 
 def _term(

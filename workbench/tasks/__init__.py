@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from workbench.config import ArithmeticTaskConfig, GymTaskConfig, TaskConfig
+from workbench.config import ArithmeticTaskConfig, GymTaskConfig, TaskConfig, ToolsTaskConfig
 from workbench.tasks.arithmetic import ArithmeticTask
 from workbench.tasks.dataset import DatasetTask
 from workbench.tasks.gym import GymTask
-from workbench.tasks.prepared import PreparedTask, score
+from workbench.tasks.prepared import PreparedTask, environments, score
 from workbench.tasks.problem import Demonstration, Problem, Split, Task
 from workbench.tasks.scoring import Score
+from workbench.tasks.tools import ToolsTask
 
 __all__ = [
     "Demonstration",
@@ -19,6 +20,7 @@ __all__ = [
     "Score",
     "Split",
     "Task",
+    "environments",
     "make_task",
     "score",
 ]
@@ -43,4 +45,6 @@ def _own(config: TaskConfig) -> Task:
         return ArithmeticTask(config)
     if isinstance(config, GymTaskConfig):
         return GymTask(config)
+    if isinstance(config, ToolsTaskConfig):
+        return ToolsTask(config)
     return DatasetTask(config)

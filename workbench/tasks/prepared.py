@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from workbench.config import ConfigError, RewardConfig, TaskSettings
+from workbench.tasks.environment import Environment, Interactive, spans
 from workbench.tasks.gym import GymTask
 from workbench.tasks.problem import Demonstration, Problem, Split, Task
 from workbench.tasks.rewards_math import MathReward
@@ -104,6 +106,8 @@ class PreparedTask:
                     f"longer than {self.settings.max_prompt_tokens or 'any'} tokens of prompt and "
                     f"{self.settings.max_solution_tokens or 'any'} of solution"
                 )
+            if isinstance(self.inner, Interactive) and self._source is not self.inner:
+                kept = [_told_apart(d, self.inner) for d in kept]
             self._demonstrations = kept
         return self._demonstrations
 
@@ -131,6 +135,20 @@ class PreparedTask:
     def extract(self, completion: str) -> str | None:
         """The answer the task itself finds; `score` says what the rewards found."""
         return self.inner.extract(completion)
+
+
+def _told_apart(demonstration: Demonstration, task: Interactive) -> Demonstration:
+    """A demonstration from elsewhere, with what the task's environment would have written of it."""
+    found = spans(task.environment(demonstration.prompt), demonstration.solution)
+    return replace(demonstration, spans=tuple(found)) if len(found) > 1 else demonstration
+
+
+def environments(task: Task | None, prompts: Sequence[str]) -> list[Environment] | None:
+    """The environment of each prompt's completion; None: there is no task, or it has none."""
+    inner: object = task.inner if isinstance(task, PreparedTask) else task
+    if not isinstance(inner, Interactive):
+        return None
+    return [inner.environment(prompt) for prompt in prompts]
 
 
 def score(task: Task, completion: str, problem: Problem) -> Score:

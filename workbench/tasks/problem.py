@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from workbench.tasks.environment import Span
+
 Split = Literal["train", "validation", "hard"]
 
 
@@ -31,6 +33,9 @@ class Demonstration:
     solution: str
     answer: str
     quality: str = "unknown"
+    spans: tuple[Span, ...] = ()
+    """Who wrote what of `solution`, where an environment wrote some; only the policy's part of it
+    is learned. Empty: all of it is."""
 
 
 class Task(Protocol):

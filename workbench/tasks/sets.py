@@ -69,6 +69,8 @@ class EvaluationSet:
     name: str
     problems: Sequence[Problem]
     score: Callable[[str, Problem], Score]
+    task: Task | None = None
+    """Whose environment takes part in its completions, if it has one; None: nobody does."""
 
 
 RIGHT = 1.0 - 1e-9
@@ -153,7 +155,7 @@ def load_set(
         if not problems:
             raise ConfigError(f"{words.field} {name}: the run's task has no problems in that split")
         own = task
-        return EvaluationSet(name, problems, lambda text, problem: score(own, text, problem))
+        return EvaluationSet(name, problems, lambda text, problem: score(own, text, problem), own)
     if name.startswith("gym:"):
         config = GymTaskConfig(
             gym_name=name.removeprefix("gym:"), gym_train=1, gym_validation=limit or 100,
@@ -183,7 +185,8 @@ def load_set(
     except ConfigError as error:
         raise ConfigError(f"{words.field} {name}: {_reason(error)}") from None
     problems = _problems(name, rows, columns["prompt"], columns["answer"], "", suffix, limit, words)
-    return EvaluationSet(Path(name).name, problems, _scorer(task, settings, reward, words))
+    scorer = _scorer(task, settings, reward, words)
+    return EvaluationSet(Path(name).name, problems, scorer, task if reward == "task" else None)
 
 
 def _scorer(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workbench.policy import Policy
 from workbench.sampling import Completions, TokenBatch, pack
+from workbench.tasks.environment import ENVIRONMENT, POLICY, Span
 from workbench.tasks.problem import Demonstration, Problem
 from workbench.tasks.scoring import Score
 
@@ -58,20 +59,16 @@ class Rollouts:
 
     given_ids: Sequence[Sequence[int]] = ()
     """Tokens that stood behind the prompt before the policy began: a hint, a prefix."""
-    given_by: str = ""
-    """Who wrote them."""
+    given_writers: Sequence[Sequence[str]] = ()
+    """Who wrote each of them."""
     writers: Sequence[Sequence[str]] = ()
-    """Who wrote each completion token: POLICY, or another's name."""
+    """Who wrote each completion token: POLICY, ENVIRONMENT, or another's name."""
     behaviour: Sequence[Sequence[float]] = ()
     """log-prob of each completion token as it was drawn; NaN: as π itself gives it now."""
     plan_length: Sequence[float] = ()
     """Steps of the plan a rollout was guided by; NaN where there was none."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the step's record."""
-
-
-POLICY = "policy"
-"""The writer of a token that the policy sampled itself."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,10 @@ class RolloutBatch:
 
     @property
     def given_NC(self) -> Tensor | None:
-        """1 at each completion token that another than the policy wrote; None: nowhere."""
+        """1 at each completion token that another than the policy wrote; None: nowhere.
+
+        The environment's are among them, but those are masked out everywhere.
+        """
         if not self.rollouts.writers:
             return None
         given = torch.zeros_like(self.tokens.completion_mask)
@@ -139,13 +139,16 @@ class RolloutBatch:
 
     @property
     def own_P(self) -> list[int]:
-        """Prompts whose rollouts are all the policy's own words on the plain prompt."""
+        """Prompts whose rollouts are all the policy's own words on the plain prompt.
+
+        And the environment's, where the task has one: it answers any policy alike.
+        """
         r, size = self.rollouts, self.group_size
         own = [True] * len(self.rewards_PG.flatten())
         for i in range(len(own)):
             if r.given_ids and r.given_ids[i]:
                 own[i] = False
-            if r.writers and any(writer != POLICY for writer in r.writers[i]):
+            if r.writers and set(r.writers[i]) - {POLICY, ENVIRONMENT}:
                 own[i] = False
             if r.behaviour and not all(isnan(value) for value in r.behaviour[i]):
                 own[i] = False
@@ -164,14 +167,59 @@ class DemonstrationBatch:
     """What the summed objective is divided by; None: the number of completion tokens."""
 
 
+def solution_tokens(policy: Policy, demonstration: Demonstration) -> tuple[list[int], list[str]]:
+    """A solution's tokens, the end token last, and who wrote each: POLICY or ENVIRONMENT."""
+    ids, writers = _encode(policy, _spans(demonstration))
+    return [*ids, policy.encode_completion("")[-1]], [*writers, POLICY]
+
+
+def opening(
+    policy: Policy, demonstration: Demonstration, n_lines: int, writer: str = POLICY
+) -> tuple[list[int], list[str]]:
+    """The tokens of a solution's first lines, the line break behind them, and who wrote each.
+
+    writer: what the policy's part is called. A line of an environment's answer is a whole line.
+    """
+    left = len("".join(f"{line}\n" for line in demonstration.solution.splitlines()[:n_lines]))
+    cut: list[Span] = []
+    for who, text in _spans(demonstration):
+        cut.append(Span(writer if who == POLICY else who, text[:left]))
+        left -= len(cut[-1].text)
+    if left:  # the last line has no line break of its own
+        cut.append(Span(writer, "\n"))
+    return _encode(policy, cut)
+
+
+def _spans(demonstration: Demonstration) -> Sequence[Span]:
+    return demonstration.spans or (Span(POLICY, demonstration.solution),)
+
+
+def _encode(policy: Policy, spans: Sequence[Span]) -> tuple[list[int], list[str]]:
+    ids: list[int] = []
+    writers: list[str] = []
+    for writer, text in spans:
+        if text:
+            ids += policy.encode_completion(text)[:-1]
+            writers += [writer] * (len(ids) - len(writers))
+    return ids, writers
+
+
 def pack_demonstrations(
     policy: Policy,
     demonstrations_D: Sequence[Demonstration],
     token_ids: Sequence[Sequence[int]] | None = None,
 ) -> DemonstrationBatch:
-    """Encode demonstrations as the model sees them; `token_ids`: only these parts of solutions."""
+    """Encode demonstrations as the model sees them; `token_ids`: only these openings of solutions.
+
+    What an environment wrote of them is masked out.
+    """
+    told = [solution_tokens(policy, d) for d in demonstrations_D]
     if token_ids is None:
-        token_ids = [policy.encode_completion(d.solution) for d in demonstrations_D]
+        token_ids = [ids for ids, _ in told]
+    writers = [
+        who[: len(ids)] if d.spans else [POLICY] * len(ids)
+        for d, ids, (_, who) in zip(demonstrations_D, token_ids, told, strict=True)
+    ]
     return DemonstrationBatch(
         list(demonstrations_D),
         pack(
@@ -179,6 +227,7 @@ def pack_demonstrations(
             token_ids,
             policy.pad_id,
             policy.device,
+            writers,
         ),
     )
 

@@ -30,11 +30,12 @@ from workbench.records import (
     RolloutRow,
 )
 from workbench.sampling import Noise, TokenBatch, batch_logprobs
+from workbench.tasks.environment import POLICY, others
 from workbench.tasks.problem import Problem, Task
 from workbench.tasks.scoring import Score
 from workbench.tasks.sets import ScheduledSet
 from workbench.training.aligned import aligned, alignment_seconds
-from workbench.training.batches import POLICY, DemonstrationBatch, RolloutBatch
+from workbench.training.batches import DemonstrationBatch, RolloutBatch
 from workbench.training.gradients import PerDemonstration, RLPass, SFTPass
 from workbench.training.rollout_products import PerRollout
 
@@ -102,7 +103,7 @@ def measure(
                 off = passes.rl.logprobs_NC
                 if not policy.coordinator_is_zero:  # else it is off already
                     off = batch_logprobs(
-                        policy.model,
+                        policy.of("joint"),
                         passes.batch.tokens,
                         config.sampling.temperature,
                         config.training.micro_batch_tokens,
@@ -260,10 +261,9 @@ def probe_set(task: Task, config: RunConfig, n: int | None = None) -> list[Probl
 
 def token_lists(values_NC: Tensor | None, tokens: TokenBatch) -> list[list[float]]:
     """Each row cut to its own completion; empty lists where nothing was measured."""
-    lengths = tokens.completion_mask.sum(1).int().tolist()
     if values_NC is None:
-        return [[] for _ in lengths]
-    return [row[:n] for row, n in zip(values_NC.tolist(), lengths, strict=True)]
+        return [[] for _ in tokens.lengths_N]
+    return [row[:n] for row, n in zip(values_NC.tolist(), tokens.lengths_N, strict=True)]
 
 
 def rollout_rows(
@@ -294,7 +294,8 @@ def rollout_rows(
         given = list(told.given_ids[i]) if told.given_ids else []
         unmeasured = [nan] * len(given)
         own = [POLICY] * len(done.token_ids[i])
-        writers = [told.given_by] * len(given) + list(told.writers[i] if told.writers else own)
+        before = list(told.given_writers[i]) if told.given_ids else []
+        writers = before + list(told.writers[i] if told.writers else own)
         rows.append(
             RolloutRow(
                 step=step,
@@ -318,7 +319,7 @@ def rollout_rows(
                 coordinator_off_logprob=unmeasured + off if off else [],
                 reference_logprob=unmeasured + reference if reference else [],
                 entropy=unmeasured + entropy,
-                written_by=writers if set(writers) - {POLICY} else [],
+                written_by=others(writers),
                 plan_length=told.plan_length[i] if told.plan_length else nan,
                 rl_alignment=inner[i],
                 rl_cosine=_cosine(inner[i], norms[i] * rl_norm),

@@ -10,7 +10,8 @@ import torch
 from workbench.config import RunConfig
 from workbench.policy import Policy
 from workbench.sampling import Completions, Noise, batch_logprobs, pack, sample
-from workbench.tasks import score
+from workbench.tasks import environments, score
+from workbench.tasks.environment import ENVIRONMENT, POLICY, Environment, continued
 from workbench.tasks.problem import Demonstration, Problem, Task
 from workbench.tasks.rewards import flip
 from workbench.training.batches import RolloutBatch, Rollouts
@@ -37,50 +38,76 @@ class Scene:
 
     def sample(
         self,
-        prompt_ids: Sequence[Sequence[int]],
+        owners: Sequence[int],
         sequences: Sequence[int],
         purpose: str = "rollouts",
-        max_new_tokens: int | None = None,
+        *,
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+        given_ids: Sequence[Sequence[int]] | None = None,
+        environments: Sequence[Environment] | None = None,
     ) -> Completions:
-        """Complete each prompt once with π, on the noise streams `sequences` of the purpose."""
+        """A completion of prompt owners[i] on noise stream sequences[i] of the purpose, for each i.
+
+        prompt_ids: what the model sees instead of the prompts. given_ids: what stands behind each
+        prompt already. environments: who takes part; None: the task's own environment, if any.
+        """
         sampling = self.config.sampling
+        if prompt_ids is None:
+            prompt_ids = [self.prompt_ids(p) for p in owners]
+        given_ids = given_ids or [[] for _ in owners]
+        if environments is None:
+            environments = self.environments(owners)
+        if environments is not None:
+            environments = [
+                continued(environment, self.text(given)) if given else environment
+                for environment, given in zip(environments, given_ids, strict=True)
+            ]
         done = sample(
-            self.policy.model,
+            self.policy.of("joint"),
             self.policy.tokenizer,
-            prompt_ids,
+            [[*seen, *given] for seen, given in zip(prompt_ids, given_ids, strict=True)],
             noise=Noise(self.config.seed, self.step, purpose),
             sequences=sequences,
             end_ids=self.policy.end_ids,
-            max_new_tokens=max_new_tokens or sampling.max_new_tokens,
+            max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             batch=sampling.sampling_batch,
+            environments=environments,
         )
-        self.generated.extend(len(ids) for ids in done.token_ids)
+        self.generated.extend(
+            sum(who == POLICY for who in done.writers[i]) if done.writers else len(ids)
+            for i, ids in enumerate(done.token_ids)
+        )
         return done
+
+    def environments(self, owners: Sequence[int]) -> list[Environment] | None:
+        """The environment of each prompt of `owners`; None: the task has none."""
+        return environments(self.task, [self.problems_P[p].prompt for p in owners])
 
     def plain(self, group_size: int) -> Completions:
         """`group_size` rollouts of each prompt as it stands."""
-        prompts = [self.prompt_ids(p) for p in range(len(self.problems_P))]
-        return self.sample(
-            [ids for ids in prompts for _ in range(group_size)],
-            range(len(prompts) * group_size),
-        )
+        n = len(self.problems_P) * group_size
+        return self.sample([i // group_size for i in range(n)], range(n))
 
     def given(
-        self, given_ids: Sequence[Sequence[int]], given_by: str
+        self, given: Sequence[tuple[Sequence[int], Sequence[str]]]
     ) -> tuple[Completions, Rollouts]:
-        """One rollout for each entry of `given_ids`, whole groups in the prompts' order.
+        """One rollout for each entry of `given`, whole groups in the prompts' order.
 
-        Each begins behind those tokens, which another wrote; its text is the whole answer.
+        Each begins behind those tokens, with their writers; its text is the whole answer.
         """
-        size = len(given_ids) // len(self.problems_P)
-        prompts = [[*self.prompt_ids(i // size), *given] for i, given in enumerate(given_ids)]
-        done = self.sample(prompts, range(len(prompts)))
+        size = len(given) // len(self.problems_P)
+        given_ids = [ids for ids, _ in given]
+        done = self.sample(
+            [i // size for i in range(len(given))], range(len(given)), given_ids=given_ids
+        )
         texts = [
-            self.text([*given, *own]) if given else text
-            for given, own, text in zip(given_ids, done.token_ids, done.texts, strict=True)
+            self.text([*ids, *own]) if ids else text
+            for ids, own, text in zip(given_ids, done.token_ids, done.texts, strict=True)
         ]
-        return replace(done, texts=texts), Rollouts(given_ids=given_ids, given_by=given_by)
+        return replace(done, texts=texts), Rollouts(
+            given_ids=given_ids, given_writers=[writers for _, writers in given]
+        )
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Tokens as text, without the end-of-text token."""
@@ -109,8 +136,13 @@ class Scene:
             for i, r in enumerate([*correct, *shown])
         ]
         rewards_PG = torch.tensor(rewards[: len(correct)], device=device).view(shape)
+        rollouts = replace(rollouts, writers=rollouts.writers or completions.writers)
         tokens = pack(
-            completions.prompt_ids, completions.token_ids, self.policy.pad_id, self.policy.device
+            completions.prompt_ids,
+            completions.token_ids,
+            self.policy.pad_id,
+            self.policy.device,
+            rollouts.writers,
         )
         reference = None
         if self.policy.reference is not None:
@@ -121,6 +153,9 @@ class Scene:
                 c.training.micro_batch_tokens,
             )
         drawn = {"completions/generated_tokens": float(sum(self.generated))}
+        if self.environments([0]) is not None:
+            replies = sum(_replies(writers) for writers in rollouts.writers)
+            drawn["environment/replies"] = replies / len(owners)
         rollouts = replace(rollouts, metrics={**rollouts.metrics, **drawn})
         return RolloutBatch(
             self.problems_P,
@@ -135,3 +170,12 @@ class Scene:
             torch.tensor(rewards[len(correct) :], device=device) if shown else None,
             scores_N=scores,
         )
+
+
+def _replies(writers: Sequence[str]) -> int:
+    """How often the environment spoke."""
+    before = [POLICY, *writers]
+    return sum(
+        who == ENVIRONMENT and last != ENVIRONMENT
+        for last, who in zip(before, writers, strict=False)
+    )

@@ -19,36 +19,23 @@ A policy that never writes a marker learns by plain GRPO.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from workbench.config import RunConfig, TrainingConfig
 from workbench.policy import Policy
 from workbench.sampling import Completions
-from workbench.tasks.problem import Demonstration
+from workbench.tasks.environment import Reply, Together
+from workbench.tasks.problem import Demonstration, Problem
 from workbench.training.asking import Helper, Kind, NoAnswer, Query, make_helper
-from workbench.training.batches import POLICY, DemonstrationBatch, RolloutBatch, Rollouts
+from workbench.training.batches import DemonstrationBatch, RolloutBatch, Rollouts
 from workbench.training.methods.method import Method
 from workbench.training.objectives import RLTerms, RolloutTokens, grpo_terms
 from workbench.training.scene import Scene
 
 LEAST, MOST = 0.1, 1.0
 """Bounds of a helper token's importance coefficient."""
-
-
-@dataclass
-class _Open:
-    """A rollout under way."""
-
-    prompt: int
-    prompt_ids: list[int]
-    token_ids: list[int] = field(default_factory=list)
-    writers: list[str] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
-    finished: bool = False
-    halted: bool = True
-    """Whether it has more to write."""
 
 
 def markers(c: TrainingConfig) -> dict[Kind, str]:
@@ -60,18 +47,40 @@ def markers(c: TrainingConfig) -> dict[Kind, str]:
     }
 
 
-def first_query(
-    scene: Scene, token_ids: Sequence[int], c: TrainingConfig
-) -> tuple[int, Kind] | None:
-    """Where the first marker is complete, in tokens, and what it asks for; None: no marker."""
-    if not any(marker in scene.text(token_ids) for marker in markers(c).values()):
-        return None
-    for n in range(1, len(token_ids) + 1):
-        text = scene.text(token_ids[:n])
-        for kind, marker in markers(c).items():
-            if marker in text:
-                return n, kind
-    return None
+def first_query(turn: str, c: TrainingConfig) -> Kind | None:
+    """What a turn asks for, by its first marker; None: nothing."""
+    at = {kind: turn.find(marker) for kind, marker in markers(c).items()}
+    asked = [(place, kind) for kind, place in at.items() if place >= 0]
+    return min(asked)[1] if asked else None
+
+
+@dataclass
+class _Helped:
+    """The helpers of one rollout, as its environment."""
+
+    c: TrainingConfig
+    helper: Helper
+    problem: Problem
+    shown: Demonstration
+    asked: int = 0
+    failed: int = 0
+
+    @property
+    def ends(self) -> str:
+        return "".join(marker[-1] for marker in markers(self.c).values())
+
+    def reply(self, turns: Sequence[str]) -> Reply | None:
+        kind = first_query(turns[-1], self.c)
+        if kind is None or self.asked >= self.c.aipo_queries:
+            return None
+        self.asked += 1
+        written = "".join(turns).replace(markers(self.c)[kind], "")
+        try:
+            answer = self.helper(Query(kind, self.problem.prompt, self.shown.solution, written))
+        except NoAnswer:
+            self.failed += 1
+            return Reply("", kind)
+        return Reply(f"\n{answer}\n", kind)
 
 
 class AIPO(Method):
@@ -82,57 +91,32 @@ class AIPO(Method):
     paired = True
 
     def roll_out(self, scene: Scene) -> tuple[Completions, Rollouts]:
-        """Rounds of writing and asking, all rollouts side by side."""
+        """The helpers take part as the task's own environment does, and beside it."""
         c, size = scene.config, scene.config.training.group_size
         helper = make_helper(c.training)
+        owners = [i // size for i in range(len(scene.problems_P) * size)]
+        helped = [
+            _Helped(c.training, helper, scene.problems_P[p], scene.shown_P[p]) for p in owners
+        ]
         prompts = [
             scene.policy.encode_prompt(problem.prompt + c.training.aipo_prompt)
             for problem in scene.problems_P
         ]
-        rows = [_Open(i // size, prompts[i // size]) for i in range(len(prompts) * size)]
-        asked = failed = 0
-        for turn in range(c.training.aipo_queries + 1):
-            streams = [i for i, row in enumerate(rows) if row.halted]
-            if not streams:
-                break
-            done = scene.sample(
-                [[*rows[i].prompt_ids, *rows[i].token_ids] for i in streams],
-                streams,
-                "rollouts" if turn == 0 else f"rollouts, turn {turn}",
-            )
-            for at, i in enumerate(streams):
-                row = rows[i]
-                room = c.sampling.max_new_tokens - len(row.token_ids)
-                ids = done.token_ids[at][:room]
-                may_ask = turn < c.training.aipo_queries
-                query = first_query(scene, ids, c.training) if may_ask else None
-                end = len(ids) if query is None else query[0]
-                row.token_ids += ids[:end]
-                row.writers += [POLICY] * end
-                row.logprob += done.logprob[at][:end]
-                row.halted = False
-                if query is None:
-                    row.finished = done.finished[at] and end == len(done.token_ids[at])
-                    continue
-                asked += 1
-                try:
-                    _answer(scene, row, query[1], helper)
-                except NoAnswer:
-                    failed += 1
-                row.halted = len(row.token_ids) < c.sampling.max_new_tokens
-        return (
-            Completions(
-                [row.prompt_ids for row in rows],
-                [row.token_ids for row in rows],
-                [row.logprob for row in rows],
-                [row.finished for row in rows],
-                [scene.text(row.token_ids) for row in rows],
-            ),
-            Rollouts(
-                writers=[row.writers for row in rows],
-                metrics={"aipo/queries": asked / len(rows), "aipo/failed": float(failed)},
-            ),
+        own = scene.environments(owners)
+        done = scene.sample(
+            owners,
+            range(len(owners)),
+            prompt_ids=[prompts[p] for p in owners],
+            environments=helped
+            if own is None
+            else [Together(both) for both in zip(own, helped, strict=True)],
         )
+        n = len(owners)
+        metrics = {
+            "aipo/queries": sum(each.asked for each in helped) / n,
+            "aipo/failed": float(sum(each.failed for each in helped)),
+        }
+        return done, Rollouts(metrics=metrics)
 
     def learn_from(
         self,
@@ -160,17 +144,3 @@ class AIPO(Method):
         coefficient = t.logprobs_NC.detach().exp().clamp(LEAST, MOST)
         theirs = coefficient * t.advantages_N[:, None] * t.logprobs_NC * t.mask_NC * given
         return RLTerms(own.objective_sum + theirs.sum(), own.kl_sum, own.clipped_sum)
-
-
-def _answer(scene: Scene, row: _Open, kind: Kind, helper: Helper) -> None:
-    """Have a query answered and put the answer behind it. Raises NoAnswer."""
-    c, problem = scene.config, scene.problems_P[row.prompt]
-    marker = markers(c.training)[kind]
-    own = [x for x, who in zip(row.token_ids, row.writers, strict=True) if who == POLICY]
-    written = scene.text(own).replace(marker, "")
-    answer = helper(Query(kind, problem.prompt, scene.shown_P[row.prompt].solution, written))
-    ids = scene.policy.encode_completion(f"\n{answer}\n")[:-1]
-    ids = ids[: c.sampling.max_new_tokens - len(row.token_ids)]
-    row.token_ids += ids
-    row.writers += [kind] * len(ids)
-    row.logprob += [0.0] * len(ids)

@@ -24,12 +24,14 @@ from torch import Tensor
 from workbench.config import RunConfig
 from workbench.policy import Policy
 from workbench.sampling import Completions
+from workbench.tasks.environment import ENVIRONMENT
 from workbench.tasks.problem import Demonstration
 from workbench.training.batches import (
     DemonstrationBatch,
     RolloutBatch,
     Rollouts,
     pack_demonstrations,
+    solution_tokens,
 )
 from workbench.training.methods.method import Directions, Gradients, Method, judged
 from workbench.training.objectives import DemonstrationTokens
@@ -48,22 +50,27 @@ class PrefixRFT(Method):
         """The last rollout of each group begins with a prefix."""
         c = scene.config
         low = scheduled("cosine", c.training.prefix_low, 0.0, scene.step, c.training.prefix_steps)
-        given: list[list[int]] = []
+        given: list[tuple[list[int], list[str]]] = []
         for demonstration in scene.shown_P:
-            solution = scene.policy.encode_completion(demonstration.solution)[:-1]
+            solution, writers = solution_tokens(scene.policy, demonstration)
             draw = random.Random(f"prefix/{c.seed}/{scene.step}/{demonstration.id}")
             share = draw.uniform(min(low, c.training.prefix_high), c.training.prefix_high)
-            given += [[] for _ in range(c.training.group_size - 1)]
-            given.append(solution[: int(share * len(solution))])
-        return scene.given(given, "demonstration")
+            n = int(share * (len(solution) - 1))
+            while writers[n] == ENVIRONMENT:  # what an action brings about belongs to it
+                n += 1
+            told = [who if who == ENVIRONMENT else "demonstration" for who in writers[:n]]
+            given += [([], []) for _ in range(c.training.group_size - 1)]
+            given.append((solution[:n], told))
+        return scene.given(given)
 
     def judge(self, batch: RolloutBatch, c: RunConfig) -> RolloutBatch:
         """Count the prefix tokens among those the objective is a mean of."""
         batch = judged(batch, c)
-        n_prefix = sum(_learned(len(g), c) for g in batch.rollouts.given_ids)
-        own = batch.tokens.n_tokens if batch.divisor is None else batch.divisor
+        own = [sum(w != ENVIRONMENT for w in who) for who in batch.rollouts.given_writers]
+        n_prefix = sum(_learned(n, c) for n in own)
+        n_own = batch.tokens.n_tokens if batch.divisor is None else batch.divisor
         if c.training.rl_loss in ("grpo", "dapo") and n_prefix:
-            return replace(batch, divisor=own + n_prefix)
+            return replace(batch, divisor=n_own + n_prefix)
         return batch
 
     def learn_from(

@@ -21,17 +21,12 @@ from workbench.training.batches import (
     DemonstrationBatch,
     RolloutBatch,
     Rollouts,
+    opening,
     pack_demonstrations,
 )
 from workbench.training.methods.method import Directions, Gradients, Method
 from workbench.training.scene import Scene
 from workbench.training.schedules import scheduled
-
-
-def opening(policy: Policy, solution: str, n_lines: int) -> list[int]:
-    """The tokens of a solution's first lines, with the line break behind them."""
-    text = "".join(f"{line}\n" for line in solution.splitlines()[:n_lines])
-    return policy.encode_completion(text)[:-1] if text else []
 
 
 class UFT(Method):
@@ -48,15 +43,15 @@ class UFT(Method):
         if scene.step > t.uft_hint_steps:
             return scene.plain(size), Rollouts()
         share = scheduled("cosine", t.uft_hint_high, t.uft_hint_low, scene.step, t.uft_hint_steps)
-        given: list[list[int]] = []
+        given: list[tuple[list[int], list[str]]] = []
         for demonstration in scene.shown_P:
             # all lines may be hinted but the last, or nothing would be left to find
             n_lines = len(demonstration.solution.splitlines()) - 1
             draw = random.Random(f"hint/{c.seed}/{scene.step}/{demonstration.id}")
             shown = sum(draw.random() < share for _ in range(n_lines))
-            hint = opening(scene.policy, demonstration.solution, shown)
+            hint = opening(scene.policy, demonstration, shown, "hint")
             given += [hint for _ in range(size)]
-        return scene.given(given, "hint")
+        return scene.given(given)
 
     def learn_from(
         self,
