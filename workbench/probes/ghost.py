@@ -158,7 +158,6 @@ class PerSample:
         known = dict(model.named_parameters()) if parameters is None else parameters
         trained = {name: known[name] for name in direction if known[name].requires_grad}
         self._n = n_samples
-        self._model = model
         self._direction = {name: direction[name].detach() for name in trained}
         self._directions: dict[str, dict[str, Tensor]] = {
             key: {name: v[name].detach() for name in trained if name in v}
@@ -171,6 +170,8 @@ class PerSample:
         self.inner_also: dict[str, dict[str, Tensor]] = {key: {} for key in also or {}}
         self.squared_norm: dict[str, Tensor] = {}
         self.skipped: dict[str, float] = {}
+        owned = ((module, self._own(module)) for module in model.modules())
+        self._owned = {module: names for module, names in owned if names}
         self._lost = self._not_covered()
         self._calls: Counter[str] = Counter()
         self._uses: dict[str, list[_Use]] = defaultdict(list)
@@ -195,17 +196,17 @@ class PerSample:
         }
 
     def _not_covered(self) -> set[str]:
-        found, lost = set(), set()
-        for module in self._model.modules():
-            names = set(self._own(module).values())
-            found |= names
+        found: set[str] = set()
+        lost: set[str] = set()
+        for module, names in self._owned.items():
+            found |= set(names.values())
             if not _is_covered(module):
-                lost |= names
+                lost |= set(names.values())
         return lost | (set(self._name.values()) - found)
 
     def __enter__(self) -> PerSample:
-        for module in self._model.modules():
-            if self._own(module) and _is_covered(module):
+        for module in self._owned:
+            if _is_covered(module):
                 self._handles.append(module.register_forward_hook(self._after_forward))
         self.seconds = perf_counter() - self._began
         return self
@@ -227,7 +228,7 @@ class PerSample:
     def _after_forward(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         if self._replaying or not out.requires_grad:
             return
-        names = self._own(module)
+        names = self._owned[module]
         if len(inputs) != 1 or inputs[0].shape[0] != self._n or out.shape[0] != self._n:
             self._lost |= set(names.values())
             return
