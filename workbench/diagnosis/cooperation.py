@@ -90,6 +90,7 @@ def check_harm(h: History) -> Iterator[Symptom]:
             )
     gain, error = h.tail("gain/shared", 10), h.tail("gain/shared_se", 10)
     if len(gain) == len(error) == 10 and h.level("gain/ess", 10) >= HARM_ESS:
+        every = h.setting("paired_gain_every") or 0
         ahead = len(joint) == len(alone) == 3 and joint[-1] > alone[-1]
         if _harms(gain, error) and not ahead:
             since = h.since("gain/shared", lambda v: v < 0)
@@ -101,7 +102,7 @@ def check_harm(h: History) -> Iterator[Symptom]:
                 "policy's rollouts alone: the paired gain tells whether it is so.",
                 {"metric": "gain/shared", "gain": float(gain.mean()), "z": _z(gain, error)},
                 HARM_CAUSES,
-                {"paired_gain_every": 5},
+                {"paired_gain_every": None if 0 < every <= 5 else 5},
                 kind="shared",
             )
 
