@@ -1,5 +1,7 @@
 """Autocast, checkpointing, LoRA targets, no reference, offloading: the step stays what it is."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,3 +228,21 @@ def test_a_pass_holds_one_gradient_and_a_tensor(model: Path) -> None:
 def test_the_sum_alone_cannot_wait(model: Path) -> None:
     with pytest.raises(ConfigError, match='"gradient_sum" goes with "gradients"; name both'):
         small_config(model, offload=["gradient_sum"])
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no devices in Python",
+)
+@pytest.mark.parametrize(
+    "names", ["bridge", pytest.param("reset,alternating", marks=pytest.mark.slow)]
+)
+def test_on_a_device_of_its_own_nothing_is_where_it_should_not_be(model: Path, names: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.strict_device", str(model), names],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -77,11 +77,17 @@ class Offloading:
             _move(self.parts[name], self.device)
 
 
+def put(parameter: nn.Parameter, device: torch.device) -> None:
+    """Move a parameter's numbers; it stays the same object."""
+    if parameter.device != device:
+        parameter.data = parameter.data.to(device)
+
+
 def _move(module: nn.Module, device: torch.device) -> None:
     """Move the weights, which stay the same Parameter objects; LoRA's, shared, stay in place."""
     for name, parameter in module.named_parameters():
-        if ".lora_" not in name and parameter.device != device:
-            parameter.data = parameter.data.to(device)
+        if ".lora_" not in name:
+            put(parameter, device)
     for owner in module.modules():
         for name, buffer in owner.named_buffers(recurse=False):
             owner._buffers[name] = buffer.to(device)

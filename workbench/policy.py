@@ -31,7 +31,7 @@ from workbench.models import (
     resolve_device,
     token_pieces,
 )
-from workbench.placement import DTYPES, ForwardSettings, Offloading
+from workbench.placement import DTYPES, ForwardSettings, Offloading, put
 
 PolicyName = Literal["joint", "baseline", "reference"]
 _PART = {"joint": "base", "baseline": "baseline", "reference": "reference"}
@@ -104,7 +104,7 @@ class Policy:
             self._share_coordinator()
             self.baseline_base, _ = _split(self.baseline)
         for w in self.coordinator.values():
-            w.data = w.data.to(self.device)
+            put(w, self.device)
         held = {"joint": self.model, "baseline": self.baseline, "reference": self.reference}
         self._offloading = Offloading(
             {n: m for n, m in held.items() if m is not None and _PART[n] in config.offload},

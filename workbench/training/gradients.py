@@ -141,6 +141,7 @@ class _Sum:
         hooks = [p.register_post_accumulate_grad_hook(self._take) for p in parameters]
         try:
             torch.autograd.backward(objective, inputs=parameters)
+            assert all(p.grad is None for p in parameters), "autograd left a gradient untaken"
         finally:
             for hook in hooks:
                 hook.remove()
