@@ -231,6 +231,26 @@ def test_a_reward_that_holds_while_the_accuracy_falls_is_told_at_the_first_evalu
     assert not found(frame, "reward_hacking")
 
 
+@pytest.mark.parametrize(
+    ("column", "severity"), [("grad_norm", "warning"), ("grad_norm/sft", "note")]
+)
+def test_a_third_spike_is_a_warning_where_it_moves_the_weights(column: str, severity: str):
+    frame = healthy()
+    frame.loc[frame["step"].isin([20, 25, 30]), column] *= 40.0
+    last = max(found(frame, "gradient_spike"), key=lambda f: f.severity == "warning")
+    assert last.severity == severity
+
+
+def test_groups_without_variance_are_a_note_while_the_run_learns():
+    frame = healthy()
+    late = frame["step"] >= ONSET
+    frame.loc[late, ["frac_reward_zero_std", "groups/too_hard"]] = 0.85
+    frame["reward"] = 0.1 + 0.003 * frame["step"]
+    assert {f.severity for f in found(frame, "zero_variance_groups")} == {"note"}
+    frame["reward"], frame["eval/accuracy"] = 0.2, 0.2
+    assert {f.severity for f in found(frame, "zero_variance_groups")} == {"note", "warning"}
+
+
 def test_an_entropy_that_buys_held_out_accuracy_is_no_collapse():
     frame = healthy()
     rng = np.random.default_rng(3)

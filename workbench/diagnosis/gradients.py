@@ -33,8 +33,9 @@ VANISHED = 0.05
 def check_spikes(h: History) -> Iterator[Symptom]:
     """A norm 8 robust σ above, and 4 times, the median of the last 30.
 
-    Clipping makes up for a single one: that is a note, the third in 30 a warning [rldoctor]. Norms
-    of θ̂ and w hang on live importance ratios, whose tails are heavy: they are always a note [ours].
+    Clipping makes up for a single one: that is a note, the third in 30 a warning [rldoctor]. What
+    moves θ is grad_norm: a part of it that jumps alone is a note. Norms of θ̂ and w hang on live
+    importance ratios, whose tails are heavy: they are always a note [ours].
     """
     for name in NORMS:
         value, past = h.now(name), h.before(name, PAST)
@@ -45,7 +46,7 @@ def check_spikes(h: History) -> Iterator[Symptom]:
         if z < SPIKE_Z or ratio < SPIKE_RATIO:
             continue
         n_before = sum(p > SPIKE_RATIO * middle for p in past)
-        severe = n_before >= 2 and name.startswith("grad_norm")
+        severe = n_before >= 2 and name == "grad_norm"
         yield Symptom(
             "warning" if severe else "note",
             h.step,

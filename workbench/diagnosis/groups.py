@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from workbench.diagnosis.detector import Detector, Severity, Symptom, higher
 from workbench.diagnosis.history import History
+from workbench.diagnosis.learning import gaining
 from workbench.diagnosis.statistics import binomial_error
 
 NOTE, WARNING, CRITICAL = 0.50, 0.75, 0.90
@@ -18,7 +19,8 @@ EASY, HARD = 0.85, 0.15
 def check(h: History) -> Iterator[Symptom]:
     """More than half of the groups, split into too easy (a note: it is success) and too hard.
 
-    Each limit is to be passed by two standard errors of the share over 8 steps.
+    Each limit is to be passed by two standard errors of the share over 8 steps. A run that learns
+    from the rest is told in a note, unless there is no rest.
     """
     name = "frac_reward_zero_std"
     alike = h.level(name, 8)
@@ -32,7 +34,7 @@ def check(h: History) -> Iterator[Symptom]:
         if HARD < reward < EASY:
             easy = hard = alike / 2
     since = h.since(name, lambda v: v >= NOTE)
-    severity: Severity = "warning" if alike >= WARNING + error else "note"
+    severity: Severity = "warning" if alike >= WARNING + error and not gaining(h) else "note"
     if alike >= CRITICAL + error:
         severity = "critical"
     if easy >= 2 * hard:
