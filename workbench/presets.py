@@ -17,11 +17,11 @@ def _paper(
 
     64 prompts × 5 rollouts of at most 3000 tokens, learning rate 5e-7 for all, λ = 0.5, rank 16 and
     alpha 16 are the paper's. So is the kind of data: problems with worked solutions whose answers
-    math-verify checks; put your file's name and columns in. Theirs ran on 4 A100 of 80 GB; here
-    what is not computed with waits on the CPU, which changes time, not numbers' meaning: AdamW runs
-    there for θ and θ̂ in float32. [infer] bf16 compute and a bf16 reference. At 8 B each parameter's
-    gradient goes to the CPU in every micro-batch (`gradient_sum`), which costs most of the time,
-    and fewer texts are generated at once. Not run on a GPU yet.
+    math-verify checks; put your file's name and columns in. Theirs ran on 4 A100 of 80 GB. What
+    differs here: computing in bf16 with a bf16 reference [infer], and all that is not computed with
+    waits on the CPU, where AdamW of θ and θ̂ then runs, in float32: 200 GiB there at 3 B, 520 at
+    8 B. That costs time and changes no objective. At 8 B each parameter's gradient goes to the CPU
+    in every micro-batch (`gradient_sum`) and fewer texts are generated at once. Not run on a GPU.
     """
     return {
         "model": {

@@ -9,6 +9,7 @@ lm-eval:NAME              a task of lm-evaluation-harness; see harness.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,7 @@ def _named_rows(name: str, source: Source, folder: Path, words: Words) -> list[d
 
 def _reason(error: ConfigError) -> str:
     """Without the field of a task's section, which is not where this was asked for."""
-    return str(error).removeprefix("task.data: ")
+    return re.sub(r"^task\.\w+: ", "", str(error))
 
 
 def _problems(
