@@ -241,6 +241,19 @@ def test_a_third_spike_is_a_warning_where_it_moves_the_weights(column: str, seve
     assert last.severity == severity
 
 
+def test_a_part_of_the_gradient_that_is_switched_off_is_none_that_fades():
+    """As HPT does with SFT, whose gradients are the larger ones."""
+    frame = healthy()
+    frame["reward"] = frame["eval/accuracy"] = 0.4
+    late = frame["step"] >= ONSET
+    frame["grad_norm"] = np.where(late, 0.1, 10.0)
+    frame.loc[late, "grad_norm/sft"] = np.nan
+    assert not found(frame, "vanishing_gradient")
+    assert found(frame.drop(columns=["grad_norm/sft", "grad_norm/rl"]), "vanishing_gradient")
+    frame.loc[late, "grad_norm/rl"] = 1e-3
+    assert found(frame, "vanishing_gradient")
+
+
 def test_groups_without_variance_are_a_note_while_the_run_learns():
     frame = healthy()
     late = frame["step"] >= ONSET

@@ -169,7 +169,9 @@ class RunConfig(Section):
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its leaf name."""
-        return {name: self.get(name) for name in ("seed", "method", *self._leaf_sections())}
+        leaves = self._leaf_sections().items()
+        values = {leaf: getattr(getattr(self, section), leaf) for leaf, section in leaves}
+        return {"seed": self.seed, "method": self.method, **values}
 
     def _leaf_sections(self) -> dict[str, str]:
         return {

@@ -8,7 +8,7 @@ import numpy as np
 
 from workbench.diagnosis.detector import Detector, Symptom, lower
 from workbench.diagnosis.history import History
-from workbench.diagnosis.learning import solved
+from workbench.diagnosis.learning import gaining, solved
 from workbench.diagnosis.statistics import robust_z
 
 NORMS = (
@@ -88,12 +88,17 @@ def check_loss_spikes(h: History) -> Iterator[Symptom]:
 
 
 def check_vanishing(h: History) -> Iterator[Symptom]:
-    """The median of the last 5 norms is below 5 % of the first 5's, with reward left to earn."""
-    for name in ("grad_norm", "grad_norm/rl", "grad_norm/sft"):
+    """The median of the last 5 norms is below 5 % of the first 5's, and nothing is gained.
+
+    The whole is looked at only where its parts are not logged: a method that switches one of them
+    off, as HPT does with SFT, makes the whole small by design.
+    """
+    parts = [name for name in ("grad_norm/rl", "grad_norm/sft") if name in h]
+    for name in parts or ["grad_norm"]:
         if h.count(name) < 12:
             continue
         early, now = h.start(name), h.level(name)
-        if not 0 < now <= VANISHED * early or solved(h):
+        if not 0 < now <= VANISHED * early or solved(h) or gaining(h):
             continue
         alike = h.level("frac_reward_zero_std")
         yield Symptom(
