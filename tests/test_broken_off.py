@@ -234,7 +234,7 @@ def test_a_pause_stops_a_running_run_that_is_being_looked_at(
             raised.append(error)
 
     with monkeypatch.context() as patch:
-        patch.setattr("workbench.looking.greedy_accuracy", held)
+        patch.setattr("workbench.measuring.greedy_accuracy", held)
         s.start()
         looking = threading.Thread(target=look, daemon=True)
         looking.start()

@@ -1,0 +1,166 @@
+"""What a Session can measure on a set of problems without changing its run.
+
+Looks, as in looking.py: done at the next control point, not recorded, all noise keyed by what is
+asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+from workbench.policy import PolicyName
+from workbench.probes.ablation import coordinator_ablation
+from workbench.probes.dose import dose_response
+from workbench.probes.evaluation import greedy_accuracy
+from workbench.probes.gain import draw_paired
+from workbench.records import AblationRow, DoseRow, GainRow
+from workbench.sampling import Noise
+from workbench.tasks.problem import Problem, Split
+from workbench.training.measure import probe_set
+from workbench.worker import SessionError, Worker
+
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+"""Scales of a dose–response curve, unless others are asked for."""
+
+
+class Measuring:
+    """The looks of a Session that are about many problems; they share its worker."""
+
+    _worker: Worker
+
+    def problems(self, split: Split = "train") -> list[Problem]:
+        """The problems of a split. Raises SessionError where there is no such split."""
+        if split not in get_args(Split):
+            raise SessionError(f"no split {split!r}; there are {', '.join(get_args(Split))}")
+        return list(self._worker.engine.task.problems(split))
+
+    def dose_response(
+        self,
+        scales: Sequence[float] = SCALES,
+        prompt_ids: Sequence[str] | None = None,
+        n: int | None = None,
+        rollouts: int = 4,
+        seed: int = 0,
+    ) -> list[DoseRow]:
+        """Reward as a function of the coordinator's scale, with paired differences against off.
+
+        On the probe set, its first `n`, or the problems of `prompt_ids`; each is drawn `rollouts`
+        times at every scale, and by the policy the run started from, on the same noise. For
+        `plots.dose_response`. Changes nothing in the run. Raises SessionError.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[DoseRow]:
+            return dose_response(
+                engine.policy,
+                engine.task,
+                self._asked("dose_response", prompt_ids, n, rollouts),
+                list(scales),
+                rollouts=rollouts,
+                noise=Noise(seed, 0, "dose"),
+                max_new_tokens=engine.config.sampling.max_new_tokens,
+                temperature=engine.config.sampling.temperature,
+                batch=engine.config.sampling.sampling_batch,
+            )
+
+        return self._worker.post("dose_response", "look", look)
+
+    def coordinator_ablation(
+        self,
+        prompt_ids: Sequence[str] | None = None,
+        n: int | None = None,
+        rollouts: int = 4,
+        seed: int = 0,
+    ) -> list[AblationRow]:
+        """Reward and distributions with one layer's coordinator switched off at a time.
+
+        Problems and noise as in `dose_response`; for `plots.coordinator_ablation`. Changes nothing
+        in the run. Raises SessionError.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[AblationRow]:
+            return coordinator_ablation(
+                engine.policy,
+                engine.task,
+                self._asked("coordinator_ablation", prompt_ids, n, rollouts),
+                rollouts=rollouts,
+                noise=Noise(seed, 0, "dose"),
+                max_new_tokens=engine.config.sampling.max_new_tokens,
+                temperature=engine.config.sampling.temperature,
+                max_tokens=engine.config.training.micro_batch_tokens,
+                batch=engine.config.sampling.sampling_batch,
+            )
+
+        return self._worker.post("coordinator_ablation", "look", look)
+
+    def paired_gain(
+        self, prompt_ids: Sequence[str] | None = None, rollouts: int | None = None
+    ) -> list[GainRow]:
+        """Cooperative gain now, from paired rollouts; by default on the probe set.
+
+        Raises SessionError where the method keeps no RL-only baseline.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[GainRow]:
+            self._check_policy("baseline")
+            config = engine.config
+            asked = config.probes.paired_rollouts if rollouts is None else rollouts
+            rows, _ = draw_paired(
+                engine.policy,
+                self._asked("paired_gain", prompt_ids, None, asked),
+                engine.task,
+                Noise(config.seed, engine.step_number, "paired on demand"),
+                asked,
+                config.sampling.max_new_tokens,
+                config.sampling.temperature,
+            )
+            return rows
+
+        return self._worker.post("paired_gain", "look", look)
+
+    def evaluate(
+        self, split: Split = "validation", policy: PolicyName = "joint", n: int | None = None
+    ) -> float:
+        """Greedy accuracy on the first `n` problems of a split (default: all)."""
+        engine = self._worker.engine
+
+        def look() -> float:
+            self._check_policy(policy)
+            problems = self.problems(split)[:n]
+            if not problems:
+                raise SessionError(f"evaluate: the task has no problems in split {split!r}")
+            return greedy_accuracy(engine.policy, policy, engine.task, problems, engine.config)
+
+        return self._worker.post("evaluate", "look", look)
+
+    def _asked(
+        self, name: str, prompt_ids: Sequence[str] | None, n: int | None, rollouts: int
+    ) -> list[Problem]:
+        """The problems a paired look is about."""
+        if rollouts < 2:
+            raise SessionError(f"{name}: rollouts must be at least 2 (got {rollouts})")
+        if n is not None and n < 1:
+            raise SessionError(f"{name}: n must be at least 1 (got {n})")
+        engine = self._worker.engine
+        if prompt_ids is None:
+            return probe_set(engine.task, engine.config, n)
+        known = {problem.id: problem for problem in self._all_problems()}
+        for prompt_id in prompt_ids:
+            if prompt_id not in known:
+                raise SessionError(f"{name}: the task has no problem {prompt_id!r}")
+        return [known[prompt_id] for prompt_id in prompt_ids[:n]]
+
+    def _check_policy(self, name: PolicyName) -> None:
+        try:
+            self._worker.engine.policy.of(name)
+        except (KeyError, ValueError):
+            raise SessionError(
+                f"policy: method {self._worker.engine.config.method!r} keeps no {name!r} policy"
+            ) from None
+
+    def _all_problems(self) -> Iterator[Problem]:
+        for split in get_args(Split):
+            yield from self._worker.engine.task.problems(split)
