@@ -93,7 +93,7 @@ def test_the_tab_draws_and_keeps_to_runs_that_are_there(folder: Path) -> None:
         values = {runs: ["uft", "gone"], metric: "loss/sft", first: "grpo", second: "uft"}
         drawn = view.draw(values)
         assert drawn.keys() == view.outputs
-        assert drawn[runs].value == ["uft"] and drawn[runs].choices[0][0] == "grpo"
-        assert drawn[metric].value == "loss/sft"
+        assert drawn[runs]["value"] == ["uft"] and drawn[runs]["choices"][0] == "grpo"
+        assert drawn[metric]["value"] == "loss/sft"
         assert '"name":"uft"' in drawn[by_id["plot-compare"]]
-        assert view.draw({**values, runs: [], second: "gone"})[second].value == "grpo"
+        assert view.draw({**values, runs: [], second: "gone"})[second]["value"] == "grpo"
