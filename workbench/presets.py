@@ -63,12 +63,14 @@ TOOLS: dict[str, Any] = {
     "task": {"kind": "tools"},
     "training": {"base_lr": 2e-4},
 }
-"""The tool-use task (tasks/tools.py) on the pocket model, which never saw its format.
+"""The task with tools (tasks/tools.py) on the pocket model.
 
-    python -m workbench train --preset tools --method actguide
+The model never saw its format and solves none of its prompts, with a plan or without, so give it a
+start first; benchmarks/tools.py and its results say what follows:
 
-The model solves none of its prompts at first, so `grpo` finds nothing to learn from; guided by
-plans it does. What it learns is in benchmarks/results/tools.md. [ours]
+    python -m workbench train --preset tools --method sft --set base_lr=1e-3 --steps 95 --run runs/a
+    python -m workbench export runs/a runs/start
+    python -m workbench train --preset tools --method actguide --set path=runs/start
 """
 
 PRESETS: dict[str, dict[str, Any]] = {
