@@ -10,7 +10,8 @@ format. For each seed:
 2. habit: a few steps of SFT on the same prompts with nothing but the right answer, `#23`. A policy
    that answers at once, which cannot be right but by luck; that it can use the tools is still
    there, as in a model that has read about tools and does not call them.
-3. `actguide` and `grpo` from there, the same prompts, steps, rates and seeds.
+3. `actguide` and `grpo` from there, the same prompts, steps, rates and seeds; and `grpo` for four
+   times as many steps, since searching for plans samples more.
 
 Before and after step 3 each training prompt is sampled 16 times without a plan. The prompts without
 a success before are the ones counted; since being unlucky once is how they were chosen, they are
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
 METHODS: dict[str, dict[str, Any]] = {
     "actguide": {"method": "actguide"},
     "grpo": {"method": "uft", "uft_hint_steps": 0},
+    "grpo, long": {"method": "uft", "uft_hint_steps": 0},
 }
 """GRPO draws its prompts from the training split; `uft` without hints is GRPO on those prompts that
 have a demonstration, which are ActGuide's."""
+LONG = 4
+"""How many times as many steps the long run has: about the tokens that ActGuide samples."""
 PROBES_OFF = {
     "alignment_every": 0,
     "shared_gain_every": 0,
@@ -114,14 +118,14 @@ def train(options: argparse.Namespace, seed: int, method: str, model: Path) -> d
         won = [task.reward(drawn[i].completion, problems[i // n]) for i in range(len(drawn))]
         return [statistics.fmean(won[i : i + n]) for i in range(0, len(won), n)]
 
-    with Session(config, model.parent / method) as session:
+    with Session(config, model.parent / method.replace(", ", "-")) as session:
         first, before = unguided(session, 1), unguided(session, 2)
         zero = [i for i, value in enumerate(first) if value == 0]
         hopeless = {problems[i].id for i in zero}
         guided: list[bool] = []
         helped: set[str] = set()
         tokens = 0.0
-        for _ in range(options.steps):
+        for _ in range(options.steps * (LONG if method.endswith("long") else 1)):
             record = session.step()
             tokens += record.metrics["completions/generated_tokens"]
             rows = [r for r in record.rollouts if r.prompt_id in hopeless and r.plan_length > 0]
@@ -132,6 +136,7 @@ def train(options: argparse.Namespace, seed: int, method: str, model: Path) -> d
             "zero": len(zero),
             "before": statistics.fmean(before[i] for i in zero),
             "after": statistics.fmean(after[i] for i in zero),
+            "gained": statistics.fmean(after[i] - before[i] for i in zero),
             "solved_before": statistics.fmean(before[i] > 0 for i in zero),
             "solved_after": statistics.fmean(after[i] > 0 for i in zero),
             "guided": statistics.fmean(guided) if guided else None,
@@ -164,6 +169,7 @@ def execute(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 ROWS = {
     "before": "unguided success before, on other noise",
     "after": "**unguided success after**",
+    "gained": "after − before",
     "solved_before": "of these prompts solved at least once before",
     "solved_after": "of these prompts solved at least once after",
     "guided": "success of guided rollouts on them in training",

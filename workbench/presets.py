@@ -63,10 +63,12 @@ TOOLS: dict[str, Any] = {
     "task": {"kind": "tools"},
     "training": {"base_lr": 2e-4},
 }
-"""The task with tools (tasks/tools.py) on the pocket model.
+"""The task with tools (tasks/tools.py) on the pocket model, which never saw its format.
 
-The model never saw its format and solves none of its prompts, with a plan or without, so give it a
-start first; benchmarks/tools.py and its results say what follows:
+    python -m workbench train --preset tools --method actguide
+
+From there guided groups succeed, but only with nearly whole plans, so that little is left to learn
+from. Give the model a start that knows the format, as benchmarks/tools.py does in its first stage:
 
     python -m workbench train --preset tools --method sft --set base_lr=1e-3 --steps 95 --run runs/a
     python -m workbench export runs/a runs/start
