@@ -140,7 +140,7 @@ def train(options: argparse.Namespace, seed: int, method: str, model: Path) -> d
             "solved_before": statistics.fmean(before[i] > 0 for i in zero),
             "solved_after": statistics.fmean(after[i] > 0 for i in zero),
             "guided": statistics.fmean(guided) if guided else None,
-            "helped": len(helped) / len(zero),
+            "helped": len(helped) / len(zero) if guided else None,
             "validation": session.evaluate("validation"),
             "hard": session.evaluate("hard"),
             "tokens": tokens,
