@@ -189,9 +189,10 @@ def toy_report(repetitions: int) -> str:
         + " |",
         "|---|" + "---|" * len(found),
     ]
-    for row in next(iter(found.values())):
+    for row in dict.fromkeys(row for shift in found.values() for row in shift):
         share = row in SHARES
-        cells = [f"{100 * f[row]:.1f}" if share else f"{f[row]:.2f}" for f in found.values()]
+        values = [f.get(row) for f in found.values()]  # no estimate where every batch was blanked
+        cells = ["–" if v is None else f"{100 * v:.1f}" if share else f"{v:.2f}" for v in values]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

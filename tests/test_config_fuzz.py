@@ -141,7 +141,7 @@ def test_settings_of_the_command_line(key: str, value: str) -> None:
     except argparse.ArgumentTypeError as error:
         assert "\n" not in str(error)
         return
-    options = _parser().parse_args(["train", "--set", f"x{key}={value}"[1:]])
+    options = _parser().parse_args(["train", f"--set={key}={value}"])  # a key may open with "-"
     check(refused(lambda: _config(options)))
 
 
@@ -155,6 +155,7 @@ def test_settings_of_the_command_line(key: str, value: str) -> None:
         (b"[[model]]\n[[model]]", "model: "),
         (b"model.path.x = 1", "model.path: "),
         (b'"a\\nb: c" = 1', "no such setting"),
+        (b'task = {kind = "' + b"x" * 5000 + b'"}', "task.kind: Input should be one of"),
     ],
 )
 def test_broken_files_are_told_in_one_line(content: bytes, said: str, tmp_path: Path) -> None:

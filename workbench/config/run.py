@@ -223,6 +223,9 @@ def _explain(error: ValidationError) -> list[str]:
         name = ".".join(where) or "config"
         if problem["type"] == "extra_forbidden":
             lines.append(f"{name}: no such setting{_suggest(where[-1], _all_leaves())}")
+        elif problem["type"] == "union_tag_invalid":
+            kinds_said, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
+            lines.append(f"{name}.kind: Input should be one of {kinds_said} (got {_shown(tag)!r})")
         elif problem["type"] == "value_error":
             lines.append(_shown(str(problem["ctx"]["error"]), 500))
         else:
