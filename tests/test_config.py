@@ -71,7 +71,7 @@ def test_every_setting_says_what_it_is() -> None:
         ({"training": {"group_size": 1}}, "training.group_size: .*2"),
         ({"sampling": {"temperature": 0}}, "sampling.temperature: "),
         ({"method": "dpo"}, "method: no method 'dpo'.*bridge, grpo"),
-        ({"task": {"kind": "chess"}}, "task: .*chess"),
+        ({"task": {"kind": "chess"}}, "task.kind: .*chess"),
         ({"task": {"kind": "dataset"}}, "task.data: "),
         ({"task": {"kind": "arithmetic", "terms": [1]}}, "terms: needs at least one number"),
         ({"task": {"kind": "arithmetic", "term": [3]}}, "task.term: .*did you mean 'terms'"),
