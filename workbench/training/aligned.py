@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from math import isnan, nan
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from workbench.probes.alignment import Shares, alignment_rows, block_shares, conflict_share
 from workbench.records import AlignmentRow
 from workbench.training.gradients import Blocks
 from workbench.training.methods import Sides
+from workbench.training.passes import Passes
 from workbench.training.vectors import ParamVector
-
-if TYPE_CHECKING:
-    from workbench.training.measure import Passes
 
 Part = Literal["base", "coordinator"]
 

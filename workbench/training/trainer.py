@@ -46,7 +46,7 @@ from workbench.training.gradients import (
     rl_pass,
     sft_pass,
 )
-from workbench.training.measure import Measured, Passes, measure
+from workbench.training.measure import Measured, measure
 from workbench.training.methods import (
     Directions,
     Gradients,
@@ -56,6 +56,7 @@ from workbench.training.methods import (
     make_method,
 )
 from workbench.training.moments import chunks, load_moments, moments, put_back
+from workbench.training.passes import Passes
 from workbench.training.rollout_products import rollout_products
 from workbench.training.scene import Scene
 from workbench.training.schedules import rl_weight
