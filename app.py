@@ -1,7 +1,9 @@
-"""The workbench in the browser: `python app.py [--run DIR] [--preset NAME] [--port N]`.
+"""The workbench in the browser: `python app.py [--run DIR] [--preset NAME] [--method NAME] …`.
 
-A run folder that exists is gone on with; otherwise a new run starts there. The page is reachable
-from this machine only, unless --host and --auth say otherwise. Ctrl-C saves the run and stops.
+A run folder that exists is gone on with; otherwise a new run starts there. A run that another
+process has open, or whose folder cannot be written, is shown read-only, and so is any run with
+--read-only. The page is reachable from this machine only, unless --host and --auth say otherwise.
+Ctrl-C saves the run and stops.
 
 Exit codes: 0 done, 2 something you can put right (said in one line on stderr).
 """
@@ -18,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from workbench.__main__ import setting
 
 if TYPE_CHECKING:  # torch and gradio are imported after the flags are checked: errors come at once
     from workbench.session import Session
@@ -51,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with session:
         _serve(session, options)
-    print(f"saved at step {session.step_number}; go on with: python app.py --run {session.run_dir}")
+    from workbench.ui.read_only import ReadOnlySession
+
+    if not isinstance(session, ReadOnlySession):
+        again = f"python app.py --run {session.run_dir}"
+        print(f"saved at step {session.step_number}; go on with: {again}")
     return 0
 
 
@@ -63,6 +71,19 @@ def _options() -> argparse.ArgumentParser:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--preset", help="named settings of a new run (default: pocket)")
     start.add_argument("--config", metavar="FILE", help="a TOML file with settings instead")
+    parser.add_argument("--method", help="of a new run: bridge, grpo, sft, … (all: README)")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        type=setting,
+        default=[],
+        help="settings of a new run by name, e.g. --set base_lr=1e-5 group_size=4",
+    )
+    parser.add_argument(
+        "--read-only", action="store_true", help="look at the run in --run; no model is loaded"
+    )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 up")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--auth", type=_login, metavar="USER:PASS", help="ask for a login")
@@ -92,21 +113,31 @@ def _open(options: argparse.Namespace) -> Session:
     from workbench.config import ConfigError, RunConfig
 
     exists = options.run is not None and (Path(options.run) / "run.sqlite").exists()
-    if exists and (options.preset or options.config):
+    new = {"--preset": options.preset, "--config": options.config, "--method": options.method}
+    given = [flag for flag, value in (new | {"--set": options.set}).items() if value]
+    if exists and given:
         raise ConfigError(
-            f"{options.run} holds a run, which keeps its own settings: leave them out"
+            f"{options.run} holds a run, which keeps its own settings: leave out {', '.join(given)}"
         )
+    if options.read_only and not exists:
+        raise ConfigError("--read-only: say with --run DIR which run to look at")
+    changes = dict(options.set) | ({"method": options.method} if options.method else {})
     preset = options.preset or "pocket"
     config = RunConfig.load(options.config) if options.config else RunConfig.preset(preset)
+    config = config.with_changes(**changes)
     name = Path(options.config).stem if options.config else preset
     path = options.run or time.strftime(f"runs/{name}-%Y%m%d-%H%M%S")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    print("resuming" if exists else "starting", path, flush=True)
     from workbench.session import Session
+    from workbench.ui.read_only import ReadOnlySession, only_to_read
 
+    if exists and (options.read_only or only_to_read(path)):
+        print("reading", path, flush=True)
+        return ReadOnlySession(path)
+    print("resuming" if exists else "starting", path, flush=True)
     return Session.resume(path) if exists else Session(config, path)
 
 

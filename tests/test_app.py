@@ -37,6 +37,9 @@ def refused(capsys: pytest.CaptureFixture[str]):
         (["--preset", "pocke"], "no preset 'pocke'"),
         (["--config", "missing.toml"], "cannot read missing.toml"),
         (["--preset", "pocket", "--config", "x.toml"], "not allowed with"),
+        (["--method", "gripo"], "no method 'gripo'; did you mean 'grpo'?"),
+        (["--set", "rl_wait=1"], "did you mean 'rl_weight'?"),
+        (["--read-only"], "say with --run DIR"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
@@ -54,15 +57,7 @@ def test_a_busy_port_is_told_in_one_line(refused) -> None:
         assert "is in use" in refused("--port", str(taken.getsockname()[1]))
 
 
-def test_a_run_in_use_is_told_in_one_line(refused, tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path / "run", RunConfig())
-    try:
-        assert "is in use by process" in refused("--run", str(tmp_path / "run"))
-    finally:
-        store.close()
-
-
 def test_an_existing_run_keeps_its_settings(refused, tmp_path: Path) -> None:
     RunStore.create(tmp_path / "run", RunConfig()).close()
-    said = refused("--run", str(tmp_path / "run"), "--preset", "pocket")
-    assert "keeps its own settings" in said
+    said = refused("--run", str(tmp_path / "run"), "--preset", "pocket", "--set", "seed=1")
+    assert "keeps its own settings: leave out --preset, --set" in said

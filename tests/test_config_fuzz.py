@@ -14,7 +14,7 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workbench.__main__ import _config, _parser, _setting
+from workbench.__main__ import _config, _parser, setting
 from workbench.config import ConfigError, RunConfig
 
 WHOLE = RunConfig().model_dump(mode="json")
@@ -137,7 +137,7 @@ def test_files(values: dict[str, Any], data: st.DataObject, tmp_path: Path) -> N
 )
 def test_settings_of_the_command_line(key: str, value: str) -> None:
     try:
-        _setting(f"{key}={value}")
+        setting(f"{key}={value}")
     except argparse.ArgumentTypeError as error:
         assert "\n" not in str(error)
         return

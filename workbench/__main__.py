@@ -7,7 +7,8 @@
 
 Exit codes: 0 done, 2 something the user can put right (said in one line on stderr), 130 interrupted
 (the run is saved and the command that goes on with it is printed). `doctor` has its own: 0 nothing
-but notes found, 1 warnings, 2 something critical, or nothing to look at (said on stderr).
+but notes found, 1 warnings, 2 something critical, or nothing to look at (said on stderr); of
+settings: 0 they fit the machine, 1 just about, 2 not.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         nargs="+",
         action="extend",
-        type=_setting,
+        type=setting,
         default=[],
         help="settings by name, e.g. --set base_lr=1e-5 terms=[3,4]; with --resume live ones only",
     )
@@ -86,18 +87,21 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", metavar="RUN")
 
     doctor = commands.add_parser(
-        "doctor", help="what is wrong with a run, or with a log of another trainer"
+        "doctor", help="what is wrong with a run or a log; whether settings fit this machine"
     )
     doctor.set_defaults(command=_doctor)
     doctor.add_argument(
         "path",
+        nargs="?",
         metavar="PATH",
         help="a run folder; a trainer_state.json or a checkpoint folder with one; "
-        "a JSON, JSON-lines or CSV log (names of TRL, Trainer, verl)",
+        "a JSON, JSON-lines or CSV log (names of TRL, Trainer, verl); or a TOML file with "
+        "settings: whether the memory that they need is there",
     )
+    doctor.add_argument("--preset", help="named settings, instead of a TOML file")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
 
-    add_compare(commands, _setting, _count)
+    add_compare(commands, setting, _count)
 
     export = commands.add_parser("export", help="write a run's policy as a transformers model")
     export.set_defaults(command=_export)
@@ -119,7 +123,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """'base_lr=1e-5' → ('base_lr', 1e-05): a TOML value, or a bare string where it is not one."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -221,6 +225,14 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from workbench.config import ConfigError, RunConfig
+
+    if options.preset and not options.path:
+        return plan.check(RunConfig.preset(options.preset), options.json)
+    if options.preset or not options.path:
+        raise ConfigError("doctor: needs a PATH or a --preset, one of them")
+    if options.path.endswith(".toml"):
+        return plan.check(RunConfig.load(options.path), options.json)
     from workbench.diagnosis.doctor import examine
 
     report = examine(options.path)

@@ -25,10 +25,14 @@ from workbench.ui import (
 )
 from workbench.ui.header import INTRODUCTION, header_html
 from workbench.ui.parts import Updates, Values, View, help_text, page
+from workbench.ui.read_only import ReadOnlySession
 from workbench.ui.theme import CSS, THEME
 
 TABS = (run, gain, alignment, coordinator, rollouts, data, replay, branches, compare)
 """The tabs, left to right: modules with TITLE and build(session)."""
+
+READS = ("export-suspects", "finding-samples")
+"""Buttons that read the run's folder only."""
 
 LAUNCH: dict[str, Any] = {
     "theme": THEME,
@@ -55,6 +59,8 @@ def build_app(session: Session) -> gr.Blocks:
             for module in TABS:
                 with gr.Tab(module.TITLE, id=module.TITLE) as tabs[module.TITLE]:
                     views[module.TITLE] = module.build(session)
+        if isinstance(session, ReadOnlySession):
+            _leave_only_reading(app)
         inputs = {opened, shown}.union(*(view.inputs for view in views.values()))
         outputs = {header, opened, shown}.union(*(view.outputs for view in views.values()))
 
@@ -110,6 +116,13 @@ def forget_copies(app: gr.Blocks, page: str) -> None:
     for by_id in kept:
         for outdated in by_id.keys() - app.blocks.keys():
             del by_id[outdated]
+
+
+def _leave_only_reading(app: gr.Blocks) -> None:
+    """Grey out what wants the model or changes the run; what reads the folder stays."""
+    for block in app.blocks.values():
+        if isinstance(block, gr.Button) and block.elem_id not in READS:
+            block.interactive = False
 
 
 def contents_key(session: Session) -> str:

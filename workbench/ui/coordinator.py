@@ -42,21 +42,25 @@ def build(session: Session) -> View:
         for split in ("validation", "hard", "train")
         for problem in session.problems(split)[:_LISTED]
     }
-    first = next(iter(problems.values()))
+    first = next(iter(problems.values()), None)  # None: of a run that is only read
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=340):
             picked = gr.Dropdown(
                 list(problems),
-                value=next(iter(problems)),
+                value=next(iter(problems), None),
                 label="A prompt of the task",
                 filterable=True,
                 elem_id="pick-prompt",
             )
             prompt = gr.Textbox(
-                first.prompt, label="Prompt", lines=2, max_lines=10, elem_id="prompt"
+                first.prompt if first else "",
+                label="Prompt",
+                lines=2,
+                max_lines=10,
+                elem_id="prompt",
             )
             answer = gr.Textbox(
-                first.answer,
+                first.answer if first else "",
                 label="Right answer",
                 info="Empty: the reward is only known for prompts of the task.",
                 elem_id="answer",

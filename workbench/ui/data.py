@@ -29,6 +29,7 @@ from workbench.ui.parts import (
     table_json,
     told,
 )
+from workbench.worker import SessionError
 
 TITLE = "Data"
 HELP = (
@@ -83,7 +84,10 @@ def build(session: Session) -> View:
     def draw(values: Values) -> Updates:
         if values[drawn] == values[split]:
             return {}
-        data = session.data()
+        try:
+            data = session.data()
+        except SessionError as error:  # the run is only read here
+            return {drawn: values[split], table: table_json([], [], [], str(error))}
         return {
             drawn: values[split],
             table: data_table(data, values[split]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from workbench.session import Session
 from workbench.ui.findings import findings_line
+from workbench.ui.read_only import ReadOnlySession
 
 INTRODUCTION = (
     "This page trains a language model and shows, while it learns, what demonstrations add to "
@@ -34,6 +35,7 @@ def header_html(session: Session) -> str:
         f'<div class="wb-bar {"endless" if endless else ""} {state}">'
         f'<div style="width:{share:.1%}"></div></div>'
         f'<div class="wb-line" data-testid="progress">{_line(session)}</div>'
+        + _read_only(session)
         + findings_line(session.frame("findings"))
         + "".join(
             f'<div class="wb-error">{html.escape(line)}</div>'
@@ -41,6 +43,13 @@ def header_html(session: Session) -> str:
             if line
         )
     )
+
+
+def _read_only(session: Session) -> str:
+    if not isinstance(session, ReadOnlySession):
+        return ""
+    said = html.escape(session.why)
+    return f'<div class="wb-line" data-testid="read-only"><b>Only read here.</b> {said}</div>'
 
 
 def _folder(path: Path) -> str:
