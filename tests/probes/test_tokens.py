@@ -171,6 +171,31 @@ def test_terms_add_up_to_the_objective_and_their_pushes_are_its_slopes(
         assert all(term.share == 1 / 40 for term in terms)
 
 
+def test_one_tokens_terms_worked_out_by_hand() -> None:
+    """π = 1/2, π_(θ̂+w) = 3/4, π_ref = 1/4, A = 0.7, ε = 0.2, kl_coef = 0.1, N = 40.
+
+    Joint: ρ = 1, k3 = 1/2 − 1 − ln 1/2. Baseline: ρ = 3/2 is clipped to 1.2, k3 = 1/3 − 1 − ln 1/3.
+    """
+    row = rollout(
+        advantage=0.7,
+        logprob=[log(0.5)] * 3,
+        baseline_logprob=[log(0.75)] * 3,
+        reference_logprob=[log(0.25)] * 3,
+    )
+    config = TrainingConfig(clip_range=0.2, kl_coef=0.1)
+    joint, baseline = token_terms(row, 1, config, 40)
+    assert (joint.loss, baseline.loss) == ("rl", "baseline_rl")
+    assert (joint.ratio, baseline.ratio) == (1.0, pytest.approx(1.5))
+    assert (joint.clipped, baseline.clipped) == (False, True)
+    assert joint.kl == pytest.approx(0.1931472)
+    assert joint.value == pytest.approx((0.7 - 0.01931472) / 40)
+    assert joint.push == pytest.approx((0.7 - 0.1 * (1 - 1 / 2)) / 40)
+    assert baseline.kl == pytest.approx(0.4319456)
+    assert baseline.value == pytest.approx((1.2 * 0.7 - 0.04319456) / 40)
+    assert baseline.push == pytest.approx((0 - 0.1 * (1 - 1 / 3)) / 40)
+    assert joint.why.startswith("pushed up") and baseline.why.startswith("pushed down: clipped")
+
+
 def python(formula: str) -> str:
     """A filled-in formula as Python has it."""
     return formula.replace("−", "-").replace("·", "*")

@@ -9,7 +9,7 @@ import gradio as gr
 import pandas as pd
 
 from workbench import plots
-from workbench.probes.tokens import token_frame
+from workbench.probes.tokens import terms_known, token_frame
 from workbench.records import RolloutRow
 from workbench.session import Session
 from workbench.ui.counterfactual import CounterfactualPanel
@@ -31,9 +31,9 @@ from workbench.ui.parts import (
 TITLE = "Rollouts"
 HELP = (
     "Every rollout of a step. Click a heading to sort and a row to read its tokens below, "
-    "coloured by the number you choose; hover over a token for all of its numbers. <b>train</b> "
-    "rollouts are what the step learned from, <b>paired</b> ones were drawn only to measure the "
-    "gain."
+    "coloured by the number you choose; hover over a token for all of its numbers, and for the "
+    "term it adds to each loss with the reason it is pushed up or down. <b>train</b> rollouts are "
+    "what the step learned from, <b>paired</b> ones were drawn only to measure the gain."
 )
 _COLUMNS = [
     Column("prompt"),
@@ -174,7 +174,10 @@ def rollout_detail(session: Session, row_id: str, colouring: plots.Colouring) ->
         + ("" if row.finished else ", cut off by the length limit")
         + _pull(row)
     )
-    strip = plots.token_strip(token_frame(row, session.config.training.clip_range), colouring)
+    config = session.reader.config_at(row.step)
+    told_why = row.purpose == "train" and terms_known(config)
+    terms = session.token_terms(row.step, row.sequence) if told_why else []
+    strip = plots.token_strip(token_frame(row, config.training.clip_range, terms), colouring)
     return card(f"Rollout {sequence}", note, row.reward, prompt_block(row.prompt) + strip)
 
 
