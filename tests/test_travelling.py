@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,14 @@ from workbench.records import Finding
 from workbench.store import branch_metrics, run_tree
 from workbench.ui.branches import tree_table
 from workbench.ui.from_finding import samples_html
-from workbench.ui.replay import changes_of, difference_table, said_html, texts_html
+from workbench.ui.replay import (
+    changes_of,
+    difference_table,
+    parted_html,
+    said_html,
+    side_by_side,
+    texts_html,
+)
 from workbench.worker import SessionError
 
 
@@ -148,6 +156,27 @@ def test_what_the_replay_tab_shows(s: Session) -> None:
     moved = found.tokens.groupby("sequence")["logprob_change"].apply(lambda c: c.abs().sum())
     shown = [int(n) for n in re.findall(r"Text (\d+)", texts_html(found))]
     assert shown == list(moved.sort_values(ascending=False, kind="stable").index[:3])
+
+
+def test_two_replays_are_shown_side_by_side(s: Session) -> None:
+    first, second = s.replay(5, trace=True), s.replay(5, trace=True, base_lr=0.01)
+    found = first.minus(second)
+    table = json.loads(side_by_side(found))
+    relative = [row[5] for row in table["rows"]]
+    assert relative == sorted(relative, reverse=True) and min(relative) > 0
+    ratio = dict(zip(table["ids"], table["rows"], strict=True))["metric/replay/base/update_ratio"]
+    assert float(ratio[2]) == pytest.approx(first.metrics["replay/base/update_ratio"], rel=1e-5)
+    assert float(ratio[3]) == pytest.approx(second.metrics["replay/base/update_ratio"], rel=1e-5)
+    assert any(row[1].startswith("update of base") for row in table["rows"])
+    assert parted_html(found).count("token-strip") == 3
+    assert json.loads(side_by_side(first.minus(first)))["rows"] == []
+    drawn = plots.layer_norms(first.layers, beside=second.layers)
+    assert [trace.line.dash for trace in drawn.data] == ["solid"] * 3 + ["dash"] * 3
+    assert [trace.name for trace in drawn.data][3:] == [
+        "RL, joint, second",
+        "RL-only, second",
+        "SFT, second",
+    ]
 
 
 def test_samples_are_shown_as_text(s: Session) -> None:

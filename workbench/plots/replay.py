@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -33,20 +35,38 @@ MEASURES = {
 
 
 def layer_norms(
-    layers: pd.DataFrame, measure: str = "gradient_norm", parts: bool = False
+    layers: pd.DataFrame,
+    measure: str = "gradient_norm",
+    parts: bool = False,
+    beside: pd.DataFrame | None = None,
 ) -> go.Figure:
     """One measure of every layer, a line a pass, in the network's order.
 
     `layers`: `Replay.layers`. parts: the parts of each block too. A layer with outputs that are
-    not finite is marked by a cross.
+    not finite is marked by a cross. `beside`: those of a second replay, dashed.
     """
     title, unit = MEASURES[measure]
     if layers.empty:
         return empty(title, "Not traced: replay with trace=True.")
-    rows = layers if parts else layers[layers["module"] == layers["layer"]]
-    drawn = figure(title, x="", y=unit)
+    drawn = figure(title, x="layer, input to output", y=unit)
+    for rows, dash in _both(layers, beside):
+        _layer_lines(drawn, rows if parts else rows[rows["module"] == rows["layer"]], measure, dash)
+    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    drawn.update_xaxes(type="category")
+    room_for_labels(drawn)
+    return drawn
+
+
+def _both(
+    first: pd.DataFrame, beside: pd.DataFrame | None
+) -> list[tuple[pd.DataFrame, Literal["solid", "dash"]]]:
+    return [(first, "solid")] + ([] if beside is None else [(beside, "dash")])
+
+
+def _layer_lines(drawn: go.Figure, rows: pd.DataFrame, measure: str, dash: str) -> None:
     for at, (passing, own) in enumerate(rows.groupby("passing", sort=False)):
         name, colour = _PASSES.get(str(passing), (show(str(passing)), COLORWAY[at % 8]))
+        name += ", second" if dash == "dash" else ""
         bad = own["nonfinite"] > 0
         drawn.add_trace(
             go.Scatter(
@@ -54,7 +74,7 @@ def layer_norms(
                 y=own[measure].to_numpy(),
                 name=name,
                 mode="lines+markers",
-                line={"color": colour, "width": 2},
+                line={"color": colour, "width": 2, "dash": dash},
                 marker={"size": 6},
                 hovertemplate="%{x}: %{y:.4~g}",
             )
@@ -71,34 +91,34 @@ def layer_norms(
                     hoverinfo="text+x",
                 )
             )
-    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
-    drawn.update_xaxes(type="category")
-    room_for_labels(drawn)
-    return drawn
 
 
-def update_sizes(updates: pd.DataFrame, measure: str = "ratio") -> go.Figure:
+def update_sizes(
+    updates: pd.DataFrame, measure: str = "ratio", beside: pd.DataFrame | None = None
+) -> go.Figure:
     """How far the update moved each layer of θ, θ̂ and w. `updates`: `Replay.updates`.
 
-    measure: ratio, ‖Δ‖/‖W‖, or update_norm, ‖Δ‖.
+    measure: ratio, ‖Δ‖/‖W‖, or update_norm, ‖Δ‖. `beside`: those of a second replay, dashed.
     """
     title = "Update of each layer"
     if updates.empty:
         return empty(title, "Not traced, or the step was not applied.")
-    drawn = figure(title, x="", y="‖Δ‖/‖W‖" if measure == "ratio" else "‖Δ‖")
-    for part, own in updates[updates["layer"] != "all"].groupby("part", sort=False):
-        name, colour = _PARTS[str(part)]
-        drawn.add_trace(
-            go.Scatter(
-                x=own["layer"].to_numpy(),
-                y=own[measure].to_numpy(),
-                name=name,
-                mode="lines+markers",
-                line={"color": colour, "width": 2},
-                marker={"size": 6},
-                hovertemplate="%{x}: %{y:.3~g}",
+    unit = "‖Δ‖ / ‖W‖" if measure == "ratio" else "‖Δ‖"
+    drawn = figure(title, x="layer, input to output", y=unit)
+    for rows, dash in _both(updates, beside):
+        for part, own in rows[rows["layer"] != "all"].groupby("part", sort=False):
+            name, colour = _PARTS[str(part)]
+            drawn.add_trace(
+                go.Scatter(
+                    x=own["layer"].to_numpy(),
+                    y=own[measure].to_numpy(),
+                    name=name if dash == "solid" else f"{name}, second",
+                    mode="lines+markers",
+                    line={"color": colour, "width": 2, "dash": dash},
+                    marker={"size": 6},
+                    hovertemplate="%{x}: %{y:.3~g}",
+                )
             )
-        )
     drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
     drawn.update_xaxes(type="category")
     room_for_labels(drawn)

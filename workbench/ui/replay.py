@@ -12,7 +12,7 @@ import pandas as pd
 
 from workbench import plots
 from workbench.config import ConfigError
-from workbench.replay import Replay
+from workbench.replay import Difference, Replay
 from workbench.session import Session
 from workbench.ui.parts import (
     Column,
@@ -25,6 +25,7 @@ from workbench.ui.parts import (
     live_plot,
     live_table,
     page,
+    pair,
     prompt_block,
     quiet,
     table_json,
@@ -40,7 +41,8 @@ TITLE = "Replay"
 HELP = (
     "A step is executed again from the nearest snapshot, in a copy of the model: the run stays as "
     "it is. Without changes it gives the recorded numbers to the last bit, and shows what happened "
-    "inside. With changes it says what the step would have been. Pause breaks it off."
+    "inside. With changes it says what the step would have been; a second replay beside it, "
+    "dashed in the figures, is held against the first. Pause breaks it off."
 )
 SHOWN = 3
 """Rollouts shown token by token."""
@@ -52,6 +54,16 @@ _DIFFERENCES = [
     Column("relative", 4, "to the larger of the two"),
     Column("values", 0, "how many of them differ"),
 ]
+_SIDE_BY_SIDE = [
+    Column("number"),
+    Column("of", help="a metric of the step, a layer in one of its passes, or a layer's update"),
+    Column("first"),
+    Column("second"),
+    Column("first − second"),
+    Column("relative", 4, "to the larger of the two"),
+]
+MOST = 300
+"""Differences listed."""
 
 
 def build(session: Session) -> View:
@@ -72,6 +84,12 @@ def build(session: Session) -> View:
             elem_id="replay-changes",
             scale=3,
         )
+        other = gr.Textbox(
+            label="Changes of a second replay",
+            placeholder="empty: none, the first is held against the run's record",
+            elem_id="replay-second",
+            scale=3,
+        )
         start = gr.Button("Replay", variant="primary", elem_id="replay")
     said = page(quiet("Choose a step and press Replay."), "replay-said")
     with gr.Row():
@@ -84,22 +102,25 @@ def build(session: Session) -> View:
     def draw(values: Values) -> Updates:
         return {}  # nothing here follows the run: what was asked for stays
 
-    def run(number: float | None, entered: str) -> tuple[Any, ...]:
+    def run(number: float | None, entered: str, beside: str) -> tuple[Any, ...]:
         asked = max(session.step_number, 1) if number is None else int(number)
-        found = session.replay(asked, trace=True, **changes_of(entered))
+        first = session.replay(asked, trace=True, **changes_of(entered))
+        second = session.replay(asked, trace=True, **changes_of(beside)) if beside.strip() else None
+        layers, moved = (second.layers, second.updates) if second else (None, None)
         return (
-            said_html(found),
-            figure_json(plots.layer_norms(found.layers)),
-            figure_json(plots.layer_norms(found.layers, "activation_rms")),
-            figure_json(plots.update_sizes(found.updates)),
-            difference_table(found.differences),
-            texts_html(found),
+            pair([said_html(first), said_html(second)]) if second else said_html(first),
+            figure_json(plots.layer_norms(first.layers, beside=layers)),
+            figure_json(plots.layer_norms(first.layers, "activation_rms", beside=layers)),
+            figure_json(plots.update_sizes(first.updates, beside=moved)),
+            side_by_side(first.minus(second)) if second else difference_table(first.differences),
+            parted_html(first.minus(second)) if second else texts_html(first),
         )
 
     shown = [said, gradients, activations, updates, differences, texts]
     wire: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
-    start.click(told(run), [step, changes], shown, **wire)
-    changes.submit(told(run), [step, changes], shown, **wire)
+    asked = [step, changes, other]
+    for press in (start.click, changes.submit, other.submit):
+        press(told(run), asked, shown, **wire)
     return View(set(), set(), draw)
 
 
@@ -151,6 +172,58 @@ def difference_table(differences: pd.DataFrame) -> str:
     ]
     ids = list(differences["name"])
     return table_json(_DIFFERENCES, rows, ids, "No number differs from the recorded step.")
+
+
+def side_by_side(found: Difference) -> str:
+    """Two replays as a live table takes them, the largest relative difference first."""
+    metrics = found.metrics.assign(of="metric")
+    layers = found.layers.assign(
+        name=found.layers["measure"].str.replace("_", " "),
+        of=found.layers["passing"] + " " + found.layers["module"],
+    )
+    moved = found.updates.assign(
+        name=found.updates["measure"].str.replace("_", " "),
+        of="update of " + found.updates["part"] + " " + found.updates["layer"],
+    )
+    together = pd.concat([metrics, layers, moved], ignore_index=True)
+    together = together[together["difference"] != 0]
+    together = together.sort_values("relative", ascending=False, kind="stable").head(MOST)
+    rows = [
+        (
+            row["name"],
+            row["of"],
+            f"{row['first']:.6g}",
+            f"{row['second']:.6g}",
+            f"{row['difference']:+.4g}",
+            row["relative"],
+        )
+        for row in together.to_dict("records")
+    ]
+    ids = [f"{of}/{name}" for name, of, *_ in rows]
+    return table_json(_SIDE_BY_SIDE, rows, ids, "The two replays do not differ in any number.")
+
+
+def parted_html(found: Difference) -> str:
+    """The texts that the two updates left most apart, coloured by how far."""
+    if found.tokens.empty:
+        return ""
+    apart = found.tokens.groupby("sequence")["difference"].apply(lambda c: c.abs().sum())
+    cards = []
+    for sequence in apart.sort_values(ascending=False, kind="stable").index[:SHOWN]:
+        tokens = found.tokens[found.tokens["sequence"] == sequence].sort_values("position")
+        kept = tokens[~tokens["parted"]]
+        strip = plots.difference_strip(
+            list(tokens["token"]),
+            list(tokens["difference"].fillna(0.0)),
+            [],
+            None if len(kept) == len(tokens) else len(kept),
+        )
+        apart_by = kept["difference"].sum()
+        note = f"log-probability after the first update − after the second {apart_by:+.3f} nats"
+        cards.append(card(f"Text {sequence}", note, None, strip))
+    return quiet(
+        "The texts that the two updates left most apart, blue likelier after the first:"
+    ) + "".join(cards)
 
 
 def texts_html(found: Replay) -> str:
