@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -57,10 +57,10 @@ def layer_norms(
     return drawn
 
 
-def _both(
-    first: pd.DataFrame, beside: pd.DataFrame | None
-) -> list[tuple[pd.DataFrame, Literal["solid", "dash"]]]:
-    return [(first, "solid")] + ([] if beside is None else [(beside, "dash")])
+def _both(first: pd.DataFrame, beside: pd.DataFrame | None) -> Iterator[tuple[pd.DataFrame, str]]:
+    yield first, "solid"
+    if beside is not None:
+        yield beside, "dash"
 
 
 def _layer_lines(drawn: go.Figure, rows: pd.DataFrame, measure: str, dash: str) -> None:
