@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel
+
+from workbench.config import ConfigError
 
 T = TypeVar("T")
 
@@ -26,6 +32,23 @@ class BrokenOff(SessionError):
 
 class Abandon(Exception):
     """Leaves a step of which nothing was applied."""
+
+
+def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as a command's record keeps them: NumPy's numbers as numbers, sections as tables.
+
+    Raises ConfigError for what is neither.
+    """
+
+    def made_plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json")
+        raise ConfigError(f"a setting is a number, text, list or table (got {value!r})")
+
+    found: dict[str, Any] = json.loads(json.dumps(arguments, default=made_plain))
+    return found
 
 
 @dataclass(eq=False)

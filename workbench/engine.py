@@ -20,6 +20,7 @@ from workbench.diagnosis import Judge, RunWatch, signs
 from workbench.policy import Policy
 from workbench.records import PHASES, CommandRow, Finding, StepRecord
 from workbench.store import BudgetError, RunFolderError, RunStore, Snapshot, open_run
+from workbench.store.durable import writing
 from workbench.tasks import PreparedTask, make_task
 from workbench.tasks.problem import Task
 from workbench.training.methods import make_method
@@ -123,11 +124,22 @@ class Engine:
         record.metrics.update(seconds)
         return record
 
-    def keep_before(self, step: int) -> int:
-        """Pin the newest snapshot before `step`, and return its step."""
-        kept = max(s for s in self.store.snapshot_steps() if s < max(step, 1))
-        self.store.pin(kept)
-        return kept
+    def before(self, onset: int) -> int:
+        """The last step at whose end the run still was well, for trouble first seen at `onset`.
+
+        A step's numbers describe the policy that it started from: what is first seen at step 12 was
+        done by step 11's update at the latest, so this is 10; never before the run's own first.
+        """
+        return max(onset - 2, self.first_step)
+
+    def keep_before(self, onset: int) -> int | None:
+        """Pin the snapshot from which `before` is reached; returns its step; None: none is."""
+        well = self.before(onset)
+        kept = [step for step in self.store.snapshot_steps() if self.first_step <= step <= well]
+        if not kept:
+            return None
+        self.store.pin(kept[-1])
+        return kept[-1]
 
     def set(self, changes: dict[str, Any]) -> None:
         """Change live settings from the next step on."""
@@ -364,9 +376,13 @@ class Engine:
         return int(open_run(self.store.path).meta.get("forked_from", {}).get("step", 0))
 
     def export(self, path: Path) -> None:
-        """Write the joint policy as one plain model that needs neither peft nor this project."""
-        self.policy.merged().save_pretrained(path)
-        self.policy.tokenizer.save_pretrained(path)
+        """Write the joint policy as one plain model that needs neither peft nor this project.
+
+        Raises WriteError.
+        """
+        with writing(f"the model at {path}"):
+            self.policy.merged().save_pretrained(path)
+            self.policy.tokenizer.save_pretrained(path)
 
 
 def different_metrics(recorded: dict[str, float], now: dict[str, float]) -> Different:

@@ -15,12 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from pydantic import BaseModel
 from tqdm.auto import tqdm
 
-from workbench.config import KNOBS, ConfigError, Knob, RunConfig
+from workbench.commands import plain
+from workbench.config import KNOBS, Knob, RunConfig
 from workbench.inspecting import Inspecting
 from workbench.looking import Looking
 from workbench.probes.ledger import ledger, suspects
@@ -28,19 +27,6 @@ from workbench.records import StepRecord
 from workbench.store import Run, RunStore, open_run
 from workbench.travelling import AnyFinding, Travelling, settings_of
 from workbench.worker import Progress, SessionError, State, Worker
-
-
-def _plain(changes: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a command's record keeps them: NumPy's numbers as numbers, sections as tables."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, BaseModel):
-            return value.model_dump(mode="json")
-        raise ConfigError(f"a setting is a number, text, list or table (got {value!r})")
-
-    return json.loads(json.dumps(changes, default=plain))
 
 
 class _Resume:
@@ -203,8 +189,8 @@ class Session(Looking, Inspecting, Travelling):
 
         Raises ConfigError where a setting is unknown, out of range or not live.
         """
-        plain = _plain(changes)
-        self._worker.post("set", "change", lambda: self._worker.engine.set(plain), **plain)
+        settings = plain(changes)
+        self._worker.post("set", "change", lambda: self._worker.engine.set(settings), **settings)
 
     def set_aside(self, ids: str | Iterable[str]) -> None:
         """Draw these demonstrations no more, from the next step on; the others keep their places.
@@ -222,7 +208,7 @@ class Session(Looking, Inspecting, Travelling):
         self._change_aside("take_back", ids)
 
     def _change_aside(self, name: str, ids: str | Iterable[str]) -> None:
-        listed = [ids] if isinstance(ids, str) else list(ids)
+        listed = [ids] if isinstance(ids, str) else [str(i) for i in ids]
         self._worker.post(
             name, "change", lambda: self._worker.engine.change_aside(name, listed), ids=listed
         )
@@ -248,15 +234,15 @@ class Session(Looking, Inspecting, Travelling):
         Any setting but the model's may change. Raises ConfigError, RunFolderError; SessionError
         while the run is going.
         """
-        path, plain = Path(run_dir), _plain(changes)
+        path, settings = Path(run_dir), plain(changes)
         step = None if step is None else int(step)  # a frame's numbers are NumPy's
 
         def work() -> None:
             self._must_stand("fork")
             at = self.step_number if step is None else step
-            self._worker.engine.fork(path, at, plain, self._worker.again)
+            self._worker.engine.fork(path, at, settings, self._worker.again)
 
-        self._worker.post("fork", "change", work, run_dir=str(run_dir), step=step, **plain)
+        self._worker.post("fork", "change", work, run_dir=str(run_dir), step=step, **settings)
         return Session.open(path)
 
     def fork_with(
@@ -286,15 +272,19 @@ class Session(Looking, Inspecting, Travelling):
         Until `unpin`, or until a rewind goes back before it. Raises RunFolderError where there is
         no snapshot of that step; `s.reader.snapshots()` lists them.
         """
-        self._worker.post("pin", "change", lambda: self._worker.engine.store.pin(step), step=step)
+        pin, number = self._worker.engine.store.pin, int(step)  # a frame's numbers are NumPy's
+        self._worker.post("pin", "change", lambda: pin(number), step=number)
 
     def unpin(self, step: int) -> None:
         """Let the snapshot of a step go when its time comes. Raises RunFolderError: not pinned."""
-        unpin = self._worker.engine.store.unpin
-        self._worker.post("unpin", "change", lambda: unpin(step), step=step)
+        unpin, number = self._worker.engine.store.unpin, int(step)
+        self._worker.post("unpin", "change", lambda: unpin(number), step=number)
 
     def export(self, path: str | Path) -> None:
-        """Write the joint policy as one plain transformers model, coordinator merged in."""
+        """Write the joint policy as one plain transformers model, coordinator merged in.
+
+        Raises RunFolderError where it cannot be written.
+        """
         self._worker.post(
             "export", "change", lambda: self._worker.engine.export(Path(path)), path=str(path)
         )

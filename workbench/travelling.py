@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.commands import SessionError
+from workbench.commands import SessionError, plain
 from workbench.diagnosis import carriers
 from workbench.records import Finding
 from workbench.replay import Replay
@@ -28,9 +28,7 @@ class Before:
     """Where a run still was well."""
 
     step: int
-    """Rewind to its end, or fork from it. A step's numbers describe the policy that it started
-    from: what is first seen at step 12 was done by step 11's update at the latest, so this is 10.
-    """
+    """Rewind to its end, or fork from it; see `Engine.before`."""
     snapshot_step: int
     """The snapshot from which it is reached."""
 
@@ -73,7 +71,7 @@ class Travelling:
         Changes nothing in the run. Raises RunFolderError where there is no such step, ConfigError
         where the changes cannot be made.
         """
-        engine, worker = self._worker.engine, self._worker
+        engine, worker, settings = self._worker.engine, self._worker, plain(changes)
 
         def look() -> Replay:
             number = engine.step_number if step is None else int(step)
@@ -81,7 +79,7 @@ class Travelling:
                 engine,
                 number,
                 trace=trace,
-                changes=dict(changes),
+                changes=settings,
                 again=worker.again,
                 progress=progress,
             )
@@ -94,8 +92,9 @@ class Travelling:
         Raises SessionError where there is no such finding.
         """
         found = self.finding(finding)
-        first = self._worker.engine.first_step
-        step = min(max(_onset(found) - 2, first), self.reader.last_step())
+        engine = self._worker.engine
+        first = engine.first_step
+        step = min(engine.before(_onset(found)), self.reader.last_step())
         kept = [s for s in self.reader.snapshot_steps() if first <= s <= step]
         return Before(step, max(kept, default=first))
 

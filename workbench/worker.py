@@ -13,6 +13,7 @@ A look or change under way is broken off by Ctrl-C in the call that asked for it
 
 from __future__ import annotations
 
+import operator
 import os
 import statistics
 import threading
@@ -32,12 +33,13 @@ from workbench.commands import (
     Progress,
     SessionError,
     State,
+    plain,
 )
 from workbench.config import RunConfig
 from workbench.diagnosis import step_not_finite
 from workbench.engine import Engine
 from workbench.records import CommandRow, Finding, StepRecord
-from workbench.store import RunFolderError, RunStore, WriteError
+from workbench.store import RunStore, WriteError
 from workbench.training.gradients import NonFiniteError
 
 T = TypeVar("T")
@@ -78,11 +80,11 @@ class Worker:
 
     def post(self, name: str, kind: Kind, action: Callable[[], T], /, **arguments: Any) -> T:
         """Have the worker do `action`; see `CommandQueue.post`."""
-        return self.queue.post(name, kind, action, arguments)
+        return self.queue.post(name, kind, action, plain(arguments))
 
     def go(self, name: str, steps: int | None) -> None:
         """Run `steps` more steps in the background; None: without end."""
-        if steps is not None and steps < 1:
+        if steps is not None and operator.index(steps) < 1:
             raise SessionError(f"{name}: steps must be at least 1 (got {steps})")
         self.post(name, "flow", lambda: self._go(name, steps), steps=steps)
 
@@ -181,14 +183,18 @@ class Worker:
             ready.set_exception(error)
             return
         ready.set_result(None)
-        while not self.queue.closing:
-            command = self.queue.take(lambda: self._running or store.snapshot_ended)
-            if store.snapshot_ended:
-                self._settle()
-            if command is not None:
-                self._do(command)
-            elif self._running:
-                self._one_step()
+        try:
+            while not self.queue.closing:
+                command = self.queue.take(lambda: self._running or store.snapshot_ended)
+                if store.snapshot_ended:
+                    self._settle()
+                if command is not None:
+                    self._do(command)
+                elif self._running:
+                    self._one_step()
+        except Exception as error:  # e.g. the database cannot even be read: nobody may wait for us
+            self.error = f"the session has ended: {type(error).__name__}: {error}"
+            self.queue.close()
         self._shut()
 
     def _control(self, phase: str) -> None:
@@ -213,7 +219,7 @@ class Worker:
         try:
             if command.kind != "look":
                 self._record(command.name, command.arguments, outcome)
-        except WriteError as error:  # what is not in the history must not hold
+        except Exception as error:  # what is not in the history must not hold
             failure = failure or error
             if command.kind == "flow":
                 self._stop("paused", error, {})
@@ -286,9 +292,11 @@ class Worker:
         except WriteError as error:
             self._stop("paused", error, {})
             return
+        there = "No snapshot before the onset is left."
+        if kept is not None:
+            there = f"The snapshot of step {kept} is kept."
         self.paused_by = (
-            f"paused after step {finding.step} by {finding.detector}: {finding.message} "
-            f"The snapshot of step {kept} is kept."
+            f"paused after step {finding.step} by {finding.detector}: {finding.message} {there}"
         )
         self._say("paused")
 
@@ -313,7 +321,7 @@ class Worker:
                 self.engine.keep_before(number)
             self._record("pause", {"by": detector}, self.error)
             self._tell_findings()
-        except RunFolderError as second:
+        except Exception as second:
             if not isinstance(error, WriteError):
                 self.error += f"; and the run folder cannot be written: {second}"
         self._phase = ""
@@ -326,7 +334,8 @@ class Worker:
             self._untold.popleft()
 
     def _say(self, state: State) -> None:
-        self.state = state
+        with self.queue.changed:  # `pause`, in another thread, looks at it and sets it
+            self.state = state
         self._tell()
         try:
             self.engine.store.set_status(state)
@@ -350,9 +359,9 @@ class Worker:
             self.error = self.error or str(error)
         try:
             store.close()
-        except WriteError as error:
+        except Exception as error:
             self.error = self.error or str(error)
-        finally:
+        with self.queue.changed:
             self.state = "closed"
             self.queue.refuse()
-            self._tell()
+        self._tell()

@@ -11,6 +11,7 @@ import pytest
 from tests.training.tiny import save_tiny_llama
 from workbench.config import RunConfig
 from workbench.diagnosis.doctor import examine
+from workbench.records import Finding
 from workbench.session import Session
 
 TOLD = ["key", "step", "since", "severity", "detector", "message", "suggestion"]
@@ -92,6 +93,21 @@ def test_policy_pause_stands_after_the_step_and_keeps_the_snapshot_before_the_on
         s.go_on()  # told already: it goes on to its end
         s.wait()
         assert (s.state, s.step_number, s.paused_by) == ("idle", 11, "")
+
+
+def test_the_snapshot_kept_is_the_one_from_which_the_step_before_is_reached(
+    config: RunConfig, tmp_path: Path
+):
+    """A snapshot of the step before the onset may hold what went wrong already."""
+    seen_at_6 = Finding(6, "warning", "loss_spike", "", {}, "", since=6)
+    with Session(config.with_changes(snapshot_every=1, keep_last=9), tmp_path / "run") as s:
+        s.run(6)
+        before = s.before(seen_at_6)
+        assert (before.step, before.snapshot_step) == (4, 4)
+        assert s._worker.engine.keep_before(6) == 4
+        assert s._worker.engine.store.pinned() == [4]
+        with s.fork(tmp_path / "fork", 6) as fork:  # what it shows began before it did
+            assert fork.before(seen_at_6).step == fork._worker.engine.keep_before(6) == 6
 
 
 def test_policy_off_tells_nothing_and_no_policy_changes_a_number(config: RunConfig, tmp_path: Path):

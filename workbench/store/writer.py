@@ -339,7 +339,6 @@ class RunStore:
         if target.exists():
             raise RunFolderError(f"{path} exists already; choose another folder for the fork")
         self.settle()
-        self.settle()
         with writing(f"the fork at {path}"):
             forking.fork(self._db, self.path, target, at_step, self.config, config, start)
         return RunStore.open(target)
