@@ -1,4 +1,4 @@
-"""Each rollout's products, as a step records them, against one backward pass a rollout."""
+"""Products of each rollout and demonstration, as a step records them, against a pass each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from tests.training.tiny import (
     ChanceTask,
@@ -22,6 +29,7 @@ from tests.training.tiny import (
     to_float64,
 )
 from workbench.config import RunConfig
+from workbench.pocket.make import make_tokenizer
 from workbench.policy import Policy
 from workbench.records import StepRecord
 from workbench.training.trainer import Trainer
@@ -30,16 +38,65 @@ KL = 0.3
 TEMPERATURE = 0.8
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def qwen2(vocab_size: int) -> PreTrainedModel:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocab_size,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=128,
+            initializer_range=0.3,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def gpt2(vocab_size: int) -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=128,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            initializer_range=0.3,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+@pytest.fixture(scope="module", params=["llama-tied", "llama-untied", "qwen2", "gpt2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), tied=request.param)
+    where = tmp_path_factory.mktemp("tiny")
+    save_tiny_llama(where, tied=request.param != "llama-untied")
+    if request.param in ("qwen2", "gpt2"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            make = {"qwen2": qwen2, "gpt2": gpt2}[request.param]
+            make(len(make_tokenizer())).save_pretrained(where)
+    return where
 
 
 @pytest.fixture
 def case(folder: Path) -> Iterator[tuple[RunConfig, Policy]]:
     with float64_everywhere():
         config = small_config(
-            folder, kl_coef=KL, temperature=TEMPERATURE, rollout_alignment_every=1
+            folder,
+            kl_coef=KL,
+            temperature=TEMPERATURE,
+            alignment_every=1,
+            rollout_alignment_every=1,
         )
         policy = make_policy(config)
         to_float64(policy)
@@ -55,13 +112,26 @@ def logprobs(policy: Policy, prompt: str, ids: list[int], temperature: float) ->
     return (logits / temperature).log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]
 
 
-def gradient(value: Tensor, policy: Policy) -> Tensor:
-    """∇_θ value as one long vector."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(value, [*policy.base.values()])])
+Gradient = tuple[Tensor, Tensor]
+"""Over θ and over w, each as one long vector."""
 
 
-def naive(policy: Policy, record: StepRecord) -> tuple[list[Tensor], Tensor]:
-    """(g_i of each rollout, g^S) by one backward pass each.
+def gradient(value: Tensor, policy: Policy) -> Gradient:
+    """∇ value."""
+    sides = []
+    for part in (policy.base, policy.coordinator):
+        found = torch.autograd.grad(value, [*part.values()], retain_graph=True)
+        sides.append(torch.cat([g.flatten() for g in found]))
+    return sides[0], sides[1]
+
+
+def summed(gradients: list[Gradient]) -> Gradient:
+    theta, w = zip(*gradients, strict=True)
+    return torch.stack(theta).sum(0), torch.stack(w).sum(0)
+
+
+def naive(policy: Policy, record: StepRecord) -> tuple[list[Gradient], list[Gradient]]:
+    """Shares (of each rollout in g^R, of each demonstration in g^S) by one backward pass each.
 
     At ratio 1 a token's slope is A ∇log π − KL ∇k3, and ∇k3 = (1 − π_ref/π) ∇log π.
     """
@@ -71,15 +141,16 @@ def naive(policy: Policy, record: StepRecord) -> tuple[list[Tensor], Tensor]:
         found = logprobs(policy, row.prompt, row.token_ids, TEMPERATURE)
         k3_slope = 1 - (torch.tensor(row.reference_logprob) - found.detach()).exp()
         shares.append(gradient(((row.advantage - KL * k3_slope) * found).sum() / n_tokens, policy))
-    total = torch.zeros(())
+    n_shown = sum(d.n_tokens for d in record.demonstrations)
+    shown = []
     for demo in record.demonstrations:
         ids = policy.encode_completion(demo.solution)
-        total = total + logprobs(policy, demo.prompt, ids, 1.0).sum()
-    return shares, gradient(total / sum(d.n_tokens for d in record.demonstrations), policy)
+        shown.append(gradient(logprobs(policy, demo.prompt, ids, 1.0).sum() / n_shown, policy))
+    return shares, shown
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [2048, 24])
-def test_products_equal_one_backward_pass_per_rollout(
+def test_products_equal_one_backward_pass_each(
     case: tuple[RunConfig, Policy], micro_batch_tokens: int
 ) -> None:
     config, policy = case
@@ -91,14 +162,20 @@ def test_products_equal_one_backward_pass_per_rollout(
         for old, parameters in zip(before, (policy.base, policy.coordinator), strict=True):
             for name, value in old.items():
                 parameters[name].copy_(value)
-    shares, sft = naive(policy, record)
-    rl = torch.stack(shares).sum(0)
+    shares, shown = naive(policy, record)
+    (rl, rl_w), (sft, _) = summed(shares), summed(shown)
     assert {row.reward for row in record.rollouts} == {0.0, 1.0}
-    for row, g in zip(record.rollouts, shares, strict=True):
+    assert record.metrics["alignment/skipped_share"] == 0
+    for row, (g, _) in zip(record.rollouts, shares, strict=True):
         assert row.rl_alignment == pytest.approx(float(g @ rl), rel=1e-7)
         assert row.sft_alignment == pytest.approx(float(g @ sft), rel=1e-7)
         assert row.grad_norm == pytest.approx(float(g.norm()), rel=1e-7)
         assert row.rl_cosine == pytest.approx(float(g @ rl / g.norm() / rl.norm()), rel=1e-7)
+    for demo, (g, g_w) in zip(record.demonstrations, shown, strict=True):
+        assert demo.rl_alignment == pytest.approx(float(g @ rl), rel=1e-7)
+        assert demo.rl_alignment_coordinator == pytest.approx(float(g_w @ rl_w), rel=1e-7)
+        assert demo.grad_norm == pytest.approx(float(g.norm()), rel=1e-7)
+        assert demo.rl_cosine == pytest.approx(float(g @ rl / g.norm() / rl.norm()), rel=1e-7)
 
 
 def test_measuring_changes_no_step_and_grpo_has_no_sft_product(

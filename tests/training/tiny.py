@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from workbench.config import RunConfig
 from workbench.pocket.make import make_tokenizer
@@ -125,16 +126,17 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _norm_without_cast(self: LlamaRMSNorm, x: Tensor) -> Tensor:
+def _norm_without_cast(self: LlamaRMSNorm | Qwen2RMSNorm, x: Tensor) -> Tensor:
     return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
 @contextmanager
 def float64_everywhere() -> Iterator[None]:
-    """New float tensors are float64, and Llama's norm no longer rounds to float32 inside."""
+    """New float tensors are float64, and no RMS norm rounds to float32 inside any more."""
     before = torch.get_default_dtype()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LlamaRMSNorm, "forward", _norm_without_cast)
+        for norm in (LlamaRMSNorm, Qwen2RMSNorm):
+            patch.setattr(norm, "forward", _norm_without_cast)
         torch.set_default_dtype(torch.float64)
         try:
             yield
