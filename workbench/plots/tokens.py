@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from workbench.plots._theme import AGAINST, COORDINATOR, JOINT, SFT
+from workbench.plots._theme import AGAINST, BASELINE, COORDINATOR, JOINT, MUTED, SFT
 
 Colouring = Literal[
     "probability",
@@ -33,6 +33,9 @@ COLOURINGS: dict[str, Colouring] = {
     "coordinator difference": "coordinator_difference",
 }
 """What tokens can be coloured by: its name for people, and the column."""
+
+_WRITERS = (SFT, COORDINATOR, BASELINE, JOINT)
+"""Lines under what others than the policy wrote, by the writers' names in order."""
 
 _NAMES = {column: name for name, column in COLOURINGS.items()}
 
@@ -87,25 +90,35 @@ def token_strip(tokens: pd.DataFrame, by: Colouring = "probability") -> str:
     """A completion as HTML, coloured by one number a token, with all its numbers on hover.
 
     `tokens`: one row a token, `workbench.probes.tokens.token_frame(rollout)`. Every piece of text
-    is escaped. In a notebook: IPython.display.HTML(token_strip(token_frame(rollout))).
+    is escaped; what another than the policy wrote is underlined and begins with its writer's name.
+    In a notebook: IPython.display.HTML(token_strip(token_frame(rollout))).
     """
     head = f"{html.escape(_SCALES[by].meaning)} {_legend(by)}"
     if tokens[by].isna().all():
         head = f"{html.escape(_NAMES[by])} was not measured at this step; hover shows what was"
     measured = [column for column in _NAMES if tokens[column].notna().any()]
-    spans = []
+    others = sorted(set(tokens["written_by"]) - {"policy"})
+    lines = {who: _WRITERS[at % len(_WRITERS)] for at, who in enumerate(others)}
+    spans, before = [], "policy"
     for row in tokens.to_dict("records"):
         numbers = "".join(f"\n{_NAMES[column]} {row[column]:.4g}" for column in measured)
         hover = f"token {row['position']}: {row['token']!r}, id {row['token_id']}{numbers}"
         if row["why"]:
             hover += f"\n{row['why']}"
-        own = row["written_by"] == "policy"
-        if not own:
-            hover += f"\nwritten by: {row['written_by']}"
-        spans.append(_span(row["token"], hover, _colour(row[by], by), helped=not own))
-    others = sorted(set(tokens["written_by"]) - {"policy"})
+        who = row["written_by"]
+        if who != "policy":
+            hover += f"\nwritten by: {who}"
+        if who != before:
+            spans.append(
+                f'<em style="border-color:{lines.get(who, MUTED)}">{html.escape(who)}</em>'
+            )
+        before = who
+        spans.append(_span(row["token"], hover, _colour(row[by], by), line=lines.get(who, "")))
     if others:
-        head += f"; underlined: written by {html.escape(', '.join(others))}"
+        named = ", ".join(
+            f'<u style="text-decoration-color:{lines[w]}">{html.escape(w)}</u>' for w in others
+        )
+        head += f"; underlined, not the policy's own: {named}"
     return f'<div class="token-strip"><p>{head}</p><div class="tokens">{"".join(spans)}</div></div>'
 
 
@@ -136,11 +149,11 @@ def difference_strip(
     return f'<div class="token-strip"><div class="tokens">{"".join(spans)}</div></div>'
 
 
-def _span(piece: str, hover: str, colour: str, parted: bool = False, helped: bool = False) -> str:
+def _span(piece: str, hover: str, colour: str, parted: bool = False, line: str = "") -> str:
     mark = ' class="parting"' if parted else ""
-    line = f";border-bottom:2px solid {SFT}" if helped else ""
+    under = f";border-bottom:2px solid {line}" if line else ""
     return (
-        f'<span{mark} style="background:{colour}{line}" title="{html.escape(hover)}">'
+        f'<span{mark} style="background:{colour}{under}" title="{html.escape(hover)}">'
         f"{visible(piece)}</span>"
     )
 
