@@ -1,12 +1,13 @@
 """Every method on the pocket task: clean and flawed demonstrations, right and flipped rewards.
 
-    python benchmarks/methods.py                          # four methods, the README's table
-    python benchmarks/methods.py --methods all --seeds 5 --case flawed50
+    python benchmarks/methods.py --methods all --case flawed25
+    python benchmarks/methods.py --methods all --case clean --tuned-in flawed25
     python benchmarks/methods.py --quick                  # a smoke test; says nothing
 
 All the work is done by `workbench.compare`: equal steps, as many learning-rate trials for each
 method on another seed and task, accuracies on whole held-out splits. This script only says what is
-compared. Probes are off. Each finished run stays under --out; started again, it goes on from there.
+compared. Probes are off. Each finished run stays under --out; started again, it goes on from there,
+also with more seeds. --tuned-in takes the learning rates from the trials of another case.
 """
 
 from __future__ import annotations
@@ -28,13 +29,19 @@ CASES: dict[str, dict[str, Any]] = {
     "flawed50": {"flaws": dict.fromkeys(FLAWS, 0.125)},
     "flipped": {"flaws": dict.fromkeys(FLAWS, 0.0), "reward_flip": 0.2},
 }
-SHORT = {  # schedules made for some hundred steps, for a run of 60
-    "chord_steps": 60,
-    "prefix_steps": 60,
-    "uft_hint_steps": 36,
-    "relift_buffer": 32,
-    "sft_lr": 1e-4,
-}
+
+
+def short(steps: int, prompts: int) -> dict[str, Any]:
+    """Schedules made for some hundred steps and 128 prompts, for runs of these."""
+    return {
+        "chord_steps": steps,
+        "prefix_steps": steps,
+        "uft_hint_steps": round(0.6 * steps),  # 300 of 500
+        "cold_start_steps": round(steps / 3),
+        "relift_buffer": prompts,  # 128 of 128
+    }
+
+
 PROBES_OFF = {
     "alignment_every": 0,
     "shared_gain_every": 0,
@@ -53,8 +60,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--case", choices=CASES, default="preset")
     parser.add_argument("--steps", type=int, help="steps of each run (60)")
     parser.add_argument("--seeds", type=int, help="reported seeds (3)")
-    parser.add_argument("--trials", type=int, help="learning-rate trials of each method (3)")
-    parser.add_argument("--prompts", type=int, default=16, help="prompts of each step (16)")
+    parser.add_argument("--trials", type=int, help="learning-rate trials of a method (3)")
+    parser.add_argument(
+        "--prompts", type=int, default=16, help="prompts of each step, and demonstrations (16)"
+    )
+    parser.add_argument(
+        "--tuned-in", choices=CASES, metavar="CASE", help="take the rates of this case's trials"
+    )
     parser.add_argument("--problems", type=int, help="held-out problems of each split (256)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="2 steps, 1 trial, 1 seed")
@@ -69,33 +81,44 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    """Compare and print the table."""
-    args = parse()
-    case: dict[str, Any] = dict(CASES[args.case])
+def comparison(args: argparse.Namespace, case: str) -> Comparison:
+    """What is compared in one case."""
     base = RunConfig.preset(
         "pocket",
-        base_lr=1e-4,
+        device="cpu",
+        base_lr=2e-4,
+        sft_lr=2e-4,
         prompts_per_step=args.prompts,
+        demonstrations_per_step=args.prompts,
         n_validation=args.problems,
         n_hard=args.problems,
         snapshot_every=max(args.steps, 1),
         keep_last=1,
         keep_every=0,
-        **case,
-        **SHORT,
+        **CASES[case],
+        **short(args.steps, args.prompts),
         **PROBES_OFF,
     )
-    comparison = Comparison(
+    tuned_in = None
+    if args.tuned_in and args.tuned_in != case:
+        tuned_in = comparison(args, args.tuned_in)
+    return Comparison(
         tuple(args.methods),
         tuple(range(args.seeds)),
         base,
         args.steps,
-        args.out / args.case,
-        sweep=args.trials,
+        args.out / case,
+        sweep=0 if tuned_in else args.trials,
+        tuned_in=tuned_in,
     )
-    compare(comparison, args.jobs)
-    print((comparison.run / "table.md").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Compare and print the table."""
+    args = parse()
+    asked = comparison(args, args.case)
+    compare(asked, args.jobs)
+    print((asked.run / "table.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from tests.training.tiny import save_tiny_llama, small_config
 from workbench.comparing.command import parse_budget
 from workbench.comparing.jobs import Budget, Comparison, Job, Rates, choose
 from workbench.comparing.outcome import Outcome, read_outcome
-from workbench.comparing.report import write_report
-from workbench.comparing.running import _finished, execute
+from workbench.comparing.report import at_the_edge, write_report
+from workbench.comparing.running import _finished, compare, execute
 from workbench.comparing.tables import (
+    curve,
     interval,
     outcome_frame,
     paired_frame,
@@ -62,6 +63,31 @@ def test_the_best_mean_wins_and_a_tie_goes_to_the_smaller_rate(tmp_path: Path) -
     assert choose(list(zip(trials, results, strict=True)), "sft") == Rates(0.5)
     results[2] = outcome([0.7, 0.4])
     assert choose(list(zip(trials, results, strict=True)), "sft") == Rates(2.0)
+
+
+def test_rates_may_come_from_the_trials_of_another_comparison(tmp_path: Path) -> None:
+    first = comparison(tmp_path / "first", sweep=2)
+    flipped = RunConfig().with_changes(reward_flip=0.2)
+    other = comparison(tmp_path / "other", base=flipped, methods=("bridge",), tuned_in=first)
+    assert other.trials() == [job for job in first.trials() if job.method == "bridge"]
+    (job, _) = other.reports({"bridge": Rates(0.5, 4.0)})
+    assert job.config.training.base_lr == 2.5e-5 and job.config.training.reward_flip == 0.2
+    assert job.run == tmp_path / "other" / "report-bridge-lr0.5x4-seed0"
+    with pytest.raises(ConfigError, match="sweep must cover all its methods"):
+        comparison(tmp_path, methods=("bridge", "uft"), tuned_in=first)
+    with pytest.raises(ConfigError, match="sweep must cover all its methods"):
+        comparison(tmp_path, sweep=1, tuned_in=first)
+
+
+def test_a_best_rate_at_the_edge_is_told(tmp_path: Path) -> None:
+    tried = [(job, outcome([0.5])) for job in comparison(tmp_path, sweep=3).trials()]
+    reports = comparison(tmp_path).reports({"sft": Rates(2.0), "relift": Rates(0.5)})
+    told = at_the_edge(tried, [(job, outcome([0.5])) for job in reports])
+    assert told.endswith("the largest for sft; the smallest for relift.")
+    assert (
+        at_the_edge(tried, [(job, outcome([0.5])) for job in comparison(tmp_path).reports({})])
+        == ""
+    )
 
 
 def test_bad_wishes_are_told(tmp_path: Path) -> None:
@@ -133,6 +159,13 @@ def test_runs_and_their_report(folder: Path, tmp_path: Path) -> None:
         assert found.checkpoints == [1, 2, 3] and len(found.accuracy) == 3
         assert (found.tokens > 0) == (job.method == "grpo")
         assert found.seconds > 0 and found.peak_mb > 50
+        course = curve(job, found)
+        assert list(course["step"]) == [0, 1, 2, 3]
+        assert list(course["accuracy"][1:]) == found.accuracy
+        assert list(course["hard_accuracy"][1:]) == found.hard_accuracy
+        assert course["seconds"].iloc[0] == 0
+        assert course["seconds"].iloc[-1] == pytest.approx(found.seconds)
+        assert course["seconds"].is_monotonic_increasing
     outcomes = outcome_frame(done, target=0.0)
     assert list(outcomes["steps_to_target"]) == [0.0] * 4
     assert outcome_frame(done, target=2.0)["steps_to_target"].isna().all()
@@ -140,7 +173,11 @@ def test_runs_and_their_report(folder: Path, tmp_path: Path) -> None:
     write_report(asked, done, [], 1)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Plotly.newPlot" in page and 'src="http' not in page and "minus grpo" not in page
-    assert (tmp_path / "table.md").read_text().startswith("| method | accuracy |")
+    assert (
+        (tmp_path / "table.md")
+        .read_text()
+        .startswith("| method | learning rate (θ, second) | accuracy |")
+    )
     with pytest.raises(ConfigError, match=r"run with other settings \(base_lr\)"):
         _finished(tiny(folder, tmp_path, base=asked.base.with_changes(base_lr=0.5)).reports({})[0])
     with pytest.raises(ConfigError, match="was run for another budget"):
@@ -157,6 +194,26 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(folder: Path, tmp_
     found = execute(stopped)
     assert found.accuracy == expected.accuracy and found.checkpoints == [1, 2, 3]
     assert found.tokens == expected.tokens
+
+
+def test_a_trial_is_judged_by_validation_alone(folder: Path, tmp_path: Path) -> None:
+    (job,) = tiny(folder, tmp_path, methods=("sft",), sweep=1).trials()
+    found = execute(job)
+    assert len(found.accuracy) == 3 and all(map(isnan, found.hard_accuracy))
+
+
+def test_a_comparison_in_processes_reuses_another_ones_trials(folder: Path, tmp_path: Path) -> None:
+    first = tiny(folder, tmp_path / "first", seeds=(0,), steps=1, sweep=2)
+    compare(first, jobs=2)
+    trials = {path: path.stat().st_mtime_ns for path in first.run.glob("trial-*/outcome.json")}
+    assert len(trials) == 4
+    other = replace(first, run=tmp_path / "other", sweep=0, tuned_in=first)
+    compare(other)
+    assert {path: path.stat().st_mtime_ns for path in trials} == trials
+    assert len(list(other.run.glob("*/outcome.json"))) == 2
+    table = (other.run / "table.md").read_text(encoding="utf-8")
+    assert "as 2 trials a method chose them for first, not tuned here" in table
+    assert "| trial |" not in table and "| trial |" in (first.run / "table.md").read_text()
 
 
 def test_a_budget_of_tokens_ends_a_run(folder: Path, tmp_path: Path) -> None:

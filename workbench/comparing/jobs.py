@@ -71,7 +71,10 @@ class Job:
 
     @property
     def checkpoints(self) -> list[int]:
-        """Steps after which both splits are evaluated whole: a third, two thirds, all."""
+        """Steps after which whole splits are evaluated: a third, two thirds, all.
+
+        Both splits; of a trial, which is chosen by validation, that one alone.
+        """
         return sorted({max(1, round(self.steps * part / 3)) for part in (1, 2, 3)})
 
 
@@ -91,6 +94,8 @@ class Comparison:
     """Learning-rate trials of each method; 0: the config's rates for all."""
     target: float | None = None
     """Accuracy of which steps and seconds are told; None: 90 % of the best mean at the end."""
+    tuned_in: Comparison | None = None
+    """The comparison whose sweep chooses the learning rates of this one; None: its own sweep."""
 
     def __post_init__(self) -> None:
         if len(set(self.methods)) < len(self.methods) or len(set(self.seeds)) < len(self.seeds):
@@ -99,9 +104,21 @@ class Comparison:
             raise ConfigError(f"--sweep-lr: at most {len(ONE)} trials (got {self.sweep})")
         if self.sweep and TRIAL_SEED in self.seeds:
             raise ConfigError(f"--seeds: {TRIAL_SEED} is the seed of the learning-rate trials")
+        if self.tuned_in and (self.sweep or not set(self.methods) <= set(self.tuned_in.methods)):
+            raise ConfigError("compare: another comparison's sweep must cover all its methods")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the learning rates were chosen by trials, here or in another comparison."""
+        return self.sweep > 0 or (self.tuned_in is not None and self.tuned_in.sweep > 0)
 
     def trials(self) -> list[Job]:
-        """The learning-rate sweep: another seed, and another task seed where the task has one."""
+        """The learning-rate sweep: another seed, and another task seed where the task has one.
+
+        Of `tuned_in`, where that is given: the methods are those of this comparison.
+        """
+        if self.tuned_in:
+            return [job for job in self.tuned_in.trials() if job.method in self.methods]
         return [
             self._job("trial", method, TRIAL_SEED, rates)
             for method in self.methods
@@ -129,7 +146,7 @@ class Comparison:
         if kind == "trial" and isinstance(self.base.task, ToolsTaskConfig):
             changes["tools_seed"] = TRIAL_SEED
         config = self.base.with_changes(**changes)
-        tried = f"-lr{rates.base:g}x{rates.second:g}" if kind == "trial" or self.sweep else ""
+        tried = f"-lr{rates.base:g}x{rates.second:g}" if kind == "trial" or self.tuned else ""
         name = f"{kind}-{method.replace(':', '.')}{tried}-seed{seed}"
         steps, budget = self.steps, self.budget
         return Job(kind, method, seed, rates, config, steps, budget, self.run / name)

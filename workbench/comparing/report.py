@@ -10,7 +10,7 @@ from math import isnan
 import pandas as pd
 
 from workbench import plots
-from workbench.comparing.jobs import SECOND_RATE, Comparison
+from workbench.comparing.jobs import SECOND_RATE, Comparison, Job
 from workbench.comparing.tables import (
     MEASURES,
     Done,
@@ -32,10 +32,10 @@ def write_report(comparison: Comparison, done: Done, tried: Done, jobs: int) -> 
     against = "bridge" if "bridge" in comparison.methods else comparison.methods[0]
     pairs = {m: paired_frame(outcomes, against, m) for m in ("accuracy", "hard_accuracy")}
     told = conditions(comparison, target, jobs)
-    tables = [markdown_summary(summary, comparison), told]
+    tables = [markdown_summary(summary, done), told]
     tables += [markdown_pairs(pairs[m], against, MEASURES[m]) for m in pairs]
-    if tried:
-        tables.append(markdown_trials(tried, done, comparison))
+    if tried and not comparison.tuned_in:
+        tables += [markdown_trials(tried, done), at_the_edge(tried, done)]
     text = "\n\n".join(part for part in tables if part) + "\n"
     (comparison.run / "table.md").write_text(text, encoding="utf-8")
     outcomes.to_csv(comparison.run / "outcomes.csv", index=False)
@@ -52,14 +52,15 @@ def conditions(comparison: Comparison, target: float, jobs: int) -> str:
         if budget.kind == "steps"
         else f"{budget} each, at most {comparison.steps} steps"
     )
-    tuned = (
-        f"{comparison.sweep} learning-rate trials a method on another seed and task"
-        if comparison.sweep
-        else "the same learning rates for all, none tuned"
-    )
+    tuned = "The same learning rates for all, none tuned"
+    if comparison.sweep:
+        tuned = f"{comparison.sweep} learning-rate trials a method on another seed and task"
+    if comparison.tuned_in:
+        folder, sweep = comparison.tuned_in.run.name, comparison.tuned_in.sweep
+        tuned = f"Learning rates as {sweep} trials a method chose them for {folder}, not tuned here"
     return (
         f"Equal budgets: {equal}. Mean ± 95 % t-interval over {len(comparison.seeds)} seed(s); "
-        f"accuracies are greedy, on whole held-out splits, in %. {tuned[0].upper()}{tuned[1:]}. "
+        f"accuracies are greedy, on whole held-out splits, in %. {tuned}. "
         f"Target: {100 * target:.1f} %; a bracket says how many seeds reached it. Seconds are of "
         "training, without probes; worst drop is the deepest fall below an earlier best. "
         f"{jobs} run(s) at a time on {platform.machine()}, Python {platform.python_version()}."
@@ -82,17 +83,25 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def markdown_summary(summary: pd.DataFrame, comparison: Comparison) -> str:
+def _rates(job: Job) -> str:
+    rates = f"{job.config.training.base_lr:g}"
+    if job.method in SECOND_RATE:
+        rates += f", {job.config.get(SECOND_RATE[job.method]):g}"
+    return rates
+
+
+def markdown_summary(summary: pd.DataFrame, done: Done) -> str:
     """The main table, in Markdown."""
+    rates = {job.method: _rates(job) for job, _ in done}
     rows = [
-        [f"`{row['method']}`"]
+        [f"`{row['method']}`", rates[str(row["method"])]]
         + [
             _cell(name, row[name], row[f"{name}_interval"], int(row[f"{name}_n"]), int(row["n"]))
             for name in MEASURES
         ]
         for row in summary.to_dict("records")
     ]
-    return _table(["method", *MEASURES.values()], rows)
+    return _table(["method", "learning rate (θ, second)", *MEASURES.values()], rows)
 
 
 def markdown_pairs(pairs: pd.DataFrame, against: str, heading: str) -> str:
@@ -112,18 +121,27 @@ def markdown_pairs(pairs: pd.DataFrame, against: str, heading: str) -> str:
     return _table(heads, rows)
 
 
-def markdown_trials(tried: Done, done: Done, comparison: Comparison) -> str:
+def markdown_trials(tried: Done, done: Done) -> str:
     """All trials, the chosen ones in bold, in Markdown."""
     chosen = {job.method: job.rates for job, _ in done}
     rows = []
     for job, outcome in tried:
         bold = "**" if chosen[job.method] == job.rates else ""
-        rates = f"{job.config.training.base_lr:g}"
-        if job.method in SECOND_RATE:
-            rates += f", {job.config.get(SECOND_RATE[job.method]):g}"
         mean = sum(outcome.accuracy) / len(outcome.accuracy)
-        rows.append([f"`{job.method}`", rates, f"{bold}{100 * mean:.1f}{bold}"])
+        rows.append([f"`{job.method}`", _rates(job), f"{bold}{100 * mean:.1f}{bold}"])
     return _table(["trial", "learning rate (θ, second)", "mean validation, %"], rows)
+
+
+def at_the_edge(tried: Done, done: Done) -> str:
+    """Which methods might want a rate that was not tried; empty where none does."""
+    chosen = {job.method: job.rates.base for job, _ in done}
+    found: dict[str, list[str]] = {"largest": [], "smallest": []}
+    for method, rate in chosen.items():
+        mine = {job.rates.base for job, _ in tried if job.method == method}
+        if len(mine) > 1 and rate in (min(mine), max(mine)):
+            found["largest" if rate == max(mine) else "smallest"].append(method)
+    told = [f"the {end} for {', '.join(names)}" for end, names in found.items() if names]
+    return f"The best rate of θ is the one at the edge: {'; '.join(told)}." if told else ""
 
 
 STYLE = (
@@ -136,7 +154,7 @@ STYLE = (
 def html_page(comparison: Comparison, done: Done, tables: Sequence[str]) -> str:
     """Everything in one file that needs no network."""
     curves = pd.concat(
-        [curve(job).assign(method=job.method, seed=job.seed) for job, _ in done],
+        [curve(job, outcome).assign(method=job.method, seed=job.seed) for job, outcome in done],
         ignore_index=True,
     )
     figures = [

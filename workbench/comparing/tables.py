@@ -29,17 +29,27 @@ MEASURES = {
 """Columns of the outcome frame that are summarised, with their headings."""
 
 
-def curve(job: Job) -> pd.DataFrame:
-    """Accuracy over a run's steps: step, accuracy, hard_accuracy, seconds of training before it.
+def curve(job: Job, outcome: Outcome) -> pd.DataFrame:
+    """Accuracy over a run's steps: step, accuracy, hard_accuracy, seconds of training until then.
 
-    From the probe `evaluate_every` at the weights each step began with, and from the checkpoints.
+    From the whole splits at the checkpoints, and in between from the probe `evaluate_every`, which
+    measures the weights that a step began with.
     """
     metrics = open_run(job.run).frame("metrics")
-    before = training_seconds(metrics).cumsum().shift(fill_value=0.0)
-    frame = pd.DataFrame({"step": metrics["step"] - 1, "seconds": before})
+    probed = pd.DataFrame({"step": metrics["step"] - 1})
     for name in ("accuracy", "hard_accuracy"):
-        frame[name] = metrics[f"eval/{name}"] if f"eval/{name}" in metrics else nan
-    return frame.dropna(subset=["accuracy"]).reset_index(drop=True)
+        probed[name] = metrics[f"eval/{name}"] if f"eval/{name}" in metrics else nan
+    whole = pd.DataFrame(
+        {
+            "step": outcome.checkpoints,
+            "accuracy": outcome.accuracy,
+            "hard_accuracy": outcome.hard_accuracy,
+        }
+    )
+    found = pd.concat([probed.dropna(subset=["accuracy"]), whole])
+    found = found.drop_duplicates("step", keep="last").sort_values("step")
+    until = dict(zip(metrics["step"], training_seconds(metrics).cumsum(), strict=True))
+    return found.assign(seconds=[until.get(step, 0.0) for step in found["step"]])
 
 
 def default_target(done: Done) -> float:
@@ -58,18 +68,7 @@ def outcome_frame(done: Done, target: float) -> pd.DataFrame:
     """
     rows = []
     for job, outcome in done:
-        # the whole splits at the checkpoints are the surer numbers; the probe's fill in between
-        probed = curve(job)
-        last = pd.DataFrame(
-            {
-                "step": outcome.checkpoints,
-                "accuracy": outcome.accuracy,
-                "seconds": [
-                    outcome.seconds * step / max(outcome.steps, 1) for step in outcome.checkpoints
-                ],
-            }
-        )
-        course = pd.concat([probed, last]).drop_duplicates("step", keep="last").sort_values("step")
+        course = curve(job, outcome)
         reached = course[course["accuracy"] >= target]
         falls = course["accuracy"].cummax() - course["accuracy"]
         rows.append(
