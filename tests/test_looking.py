@@ -51,6 +51,10 @@ def test_an_ablation_has_a_row_for_the_whole_and_one_a_layer(session: Session) -
     assert [row.layer for row in rows] == ["all", "layers.0", "layers.1"]
 
 
+def test_a_llama_has_no_weights_that_cannot_be_followed(session: Session) -> None:
+    assert session.skipped_weights().empty
+
+
 def test_the_snapshot_that_drew_a_rollout_draws_it_again(session: Session) -> None:
     """Step 2's rollouts, and its paired ones, were drawn by the weights that step 1 left."""
     rows = session.record(2).rollouts

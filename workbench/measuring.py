@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
+import pandas as pd
+
 from workbench.policy import PolicyName
 from workbench.probes.ablation import coordinator_ablation
 from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
+from workbench.probes.ghost import skipped_weights
 from workbench.records import AblationRow, DoseRow, GainRow
-from workbench.sampling import Noise
+from workbench.sampling import Noise, pack
 from workbench.tasks.problem import Problem, Split
 from workbench.training.measure import probe_set
 from workbench.worker import SessionError, Worker
@@ -135,6 +138,30 @@ class Measuring:
             return greedy_accuracy(engine.policy, policy, engine.task, problems, engine.config)
 
         return self._worker.post("evaluate", "look", look)
+
+    def skipped_weights(self) -> pd.DataFrame:
+        """Weights that the numbers per demonstration and per rollout leave out; no rows: none.
+
+        Columns: parameter, numbers (how many it holds), share (of all trained weights).
+        """
+        engine = self._worker.engine
+
+        def look() -> pd.DataFrame:
+            policy = engine.policy
+            trained = {**policy.base, **policy.coordinator}
+            shown = [(d.prompt, d.solution) for d in engine.task.demonstrations()[:2]]
+            shown = shown or [(p.prompt, p.answer) for p in self.problems()[:2]]
+            tokens = pack(
+                [policy.encode_prompt(prompt) for prompt, _ in shown],
+                [policy.encode_completion(text) for _, text in shown],
+                policy.pad_id,
+                policy.device,
+            )
+            found = skipped_weights(policy.of("joint"), trained, tokens)
+            rows = [(name, trained[name].numel(), share) for name, share in found.items()]
+            return pd.DataFrame(rows, columns=["parameter", "numbers", "share"])
+
+        return self._worker.post("skipped_weights", "look", look)
 
     def _asked(
         self, name: str, prompt_ids: Sequence[str] | None, n: int | None, rollouts: int

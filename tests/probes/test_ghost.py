@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -19,7 +21,7 @@ from transformers import (
 
 from workbench.policy import Policy
 from workbench.probes import ghost as ghost_module
-from workbench.probes.ghost import PerSample
+from workbench.probes.ghost import PerSample, skipped_weights
 from workbench.sampling import completion_logits, pack, token_logprobs
 
 VOCAB = 23
@@ -261,6 +263,19 @@ def test_gpt2_without_position_ids_lists_its_positions() -> None:
     with PerSample(model, direction, 4) as ghost:
         sample_losses(model, inputs).sum().backward()
     assert list(ghost.skipped) == ["transformer.wpe.weight"]
+
+
+def test_experts_and_routers_are_listed_with_their_share_of_the_weights() -> None:
+    """Their weights are no layers' own: 4 experts of two matrices in one tensor each, one gate."""
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2))
+    parameters = dict(model.named_parameters())
+    tokens = pack([[1, 4], [1, 5, 6]], [[7, 8, 2], [9, 2]], PAD)
+    found = skipped_weights(model, parameters, tokens)
+    experts = [name for name in parameters if ".experts." in name or ".gate.weight" in name]
+    whole = sum(p.numel() for p in parameters.values())
+    assert len(experts) == 6  # of two layers
+    assert found == pytest.approx({name: parameters[name].numel() / whole for name in experts})
 
 
 def test_a_layer_used_twice_adds_up_before_the_norm() -> None:

@@ -23,7 +23,7 @@ def check(h: History) -> Iterator[Symptom]:
         "demonstration by demonstration: their contributions and the ledger leave it out, and the "
         "noise band comes from two halves of the batch, so it is wide.",
         {"metric": "alignment/skipped_share", "share": share},
-        ("a kind of layer that workbench/probes/ghost.py does not cover",),
+        ("layers that probes/ghost.py does not cover; Session.skipped_weights() names them",),
     )
 
 

@@ -36,6 +36,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from workbench.sampling import TokenBatch, completion_logits, token_logprobs
+
 FORMED = 1 << 23
 """Entries of per-sample gradients formed at once: 32 MB in float32. [ours]"""
 
@@ -318,6 +320,21 @@ class PerSample:
             for key, inner in self._inner.items():
                 totals = self.inner_also[key] if key else self.inner
                 _add(totals, group, inner.get(name, zero).cpu() if followed else zero)
+
+
+def skipped_weights(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], tokens: TokenBatch
+) -> dict[str, float]:
+    """Weights that `PerSample` cannot follow in this model, each with its share of all weights.
+
+    Found by one pass over a few texts: what a layer is says less than how the model calls it.
+    """
+    everywhere = {name: p.detach().new_ones(()).expand(p.shape) for name, p in parameters.items()}
+    n_texts = len(tokens.input_ids)
+    with PerSample(model, everywhere, n_texts, parameters=parameters, norms=()) as ghost:
+        objective = token_logprobs(completion_logits(model, tokens), tokens).sum()
+        torch.autograd.grad(objective, list(parameters.values()), allow_unused=True)
+    return ghost.skipped
 
 
 def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:
