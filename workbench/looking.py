@@ -14,7 +14,7 @@ from typing import Literal
 
 from workbench.measuring import Measuring
 from workbench.policy import PolicyName
-from workbench.probes.coordinator import draw_samples, effect
+from workbench.probes.coordinator import Against, draw_samples, effect
 from workbench.probes.counterfactual import (
     Writer,
     counterfactuals,
@@ -86,11 +86,12 @@ class Looking(Measuring):
         rollouts: int = 1,
         greedy: bool = False,
         seed: int = 0,
-        against: float = 0.0,
+        against: Against = 0.0,
     ) -> list[CoordinatorEffect]:
         """The same prompt and noise with the coordinator at `against` and at each of `scales`.
 
-        One entry for each scale and rollout. Changes nothing in the run.
+        against: a scale, or "start": the policy that the run started from. One entry for each
+        scale and rollout. Changes nothing in the run.
         """
         engine = self._worker.engine
 
@@ -100,6 +101,8 @@ class Looking(Measuring):
             return engine.task.reward(completion, Problem("typed", prompt, answer))
 
         def look() -> list[CoordinatorEffect]:
+            if against == "start":
+                self._check_policy("reference")
             return effect(
                 engine.policy,
                 prompt,

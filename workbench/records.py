@@ -277,15 +277,15 @@ class CoordinatorEffect:
     """The same prompt and noise at two coordinator scales."""
 
     base: Sample
-    """Drawn at the reference scale (0: off)."""
+    """Drawn at the scale compared with (0: off), or by the policy the run started from."""
     other: Sample
     """Drawn at the scale compared."""
     first_parting: int | None
     """Index of the first token where the texts differ; None if they are equal."""
     logprob_difference: list[float]
-    """log π(scale of other) − log π(scale of base) of each token of `other`."""
+    """log π(other) − log π(base) of each token of `other`, nats."""
     kl: list[float]
-    """KL(π at other's scale ‖ π at base's scale) at each position of `other`, exact, nats."""
+    """KL(π(other) ‖ π(base)) at each position of `other`, exact, nats."""
 
 
 @dataclass(frozen=True)

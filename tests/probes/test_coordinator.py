@@ -117,6 +117,32 @@ def test_effect_equals_plain_models_without_peft(policy: Policy) -> None:
         assert one.base.token_ids[:parting] == one.other.token_ids[:parting]
 
 
+def test_effect_against_the_start_equals_plain_models(policy: Policy) -> None:
+    found = effect(
+        policy,
+        PROMPT,
+        scales=[0.0, 1.0],
+        against="start",
+        rollouts=3,
+        max_new_tokens=16,
+        reward=length,
+    )
+    start, on = policy.of("reference"), policy.merged()
+    prompt = policy.encode_prompt(PROMPT)
+    drawn = draw_samples(
+        policy, [PROMPT], policy_name="reference", rollouts=3, max_new_tokens=16, reward=length
+    )
+    assert [one.base for one in found] == drawn * 2  # on the same noise at both scales
+    assert any(one.first_parting is not None for one in found)
+    for one in found[3:]:
+        ids = prompt + one.other.token_ids
+        now, then = (plain_logprobs(model, ids, len(prompt)) for model in (on, start))
+        at = torch.arange(len(now)), torch.tensor(one.other.token_ids)
+        assert one.logprob_difference == pytest.approx((now - then)[at].tolist(), abs=1e-5)
+        kl = nn.functional.kl_div(then, now, log_target=True, reduction="none").sum(1)
+        assert one.kl == pytest.approx(kl.tolist(), abs=1e-5)
+
+
 def test_effect_goes_through_scales_in_order_and_restores_the_coordinator(policy: Policy) -> None:
     before = [layer.scaling["default"] for _, layer in policy.lora_layers()]
     found = effect(

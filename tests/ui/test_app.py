@@ -271,6 +271,9 @@ def test_the_coordinator_is_compared_off_on_and_scaled(page: playwright.Page) ->
     page.locator("#effect").get_by_text("scaled, scale 1.5").first.wait_for()
     assert page.locator("#effect").get_by_text("on, scale 1").count() == 2
     wait_for_drawing(page, "plot-difference")
+    page.locator("#against").get_by_label("the start of the run").check()
+    page.click("#compare")
+    page.locator("#effect").get_by_text("the policy at the start").first.wait_for()
 
 
 def test_a_setting_is_changed_and_marked(page: playwright.Page) -> None:

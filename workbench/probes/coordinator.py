@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import nan
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from workbench.tasks.environment import Environment, others
 
 Reward = Callable[[str, str], float]
 """(prompt, completion) → reward; NaN where the right answer is not known."""
+Against = float | Literal["start"]
+"""Another scale of the coordinator, or the policy that the run started from."""
 Environments = Callable[[Sequence[str]], list[Environment] | None]
 """Prompts → who takes part in each one's completion (`tasks.environments` of the run's task)."""
 
@@ -141,7 +144,7 @@ def effect(
     prompt: str,
     *,
     scales: Sequence[float] = (1.0,),
-    against: float = 0.0,
+    against: Against = 0.0,
     rollouts: int = 1,
     greedy: bool = False,
     seed: int = 0,
@@ -150,16 +153,17 @@ def effect(
     reward: Reward,
     environments: Environments = lambda prompts: None,
 ) -> list[CoordinatorEffect]:
-    """Compare the joint policy at each of `scales` with itself at `against`, on the same noise.
+    """Compare the joint policy at each of `scales` with `against`, on the same noise.
 
     One entry a scale and rollout, in that order. Log-probs and KL are at the sampling temperature.
     """
 
-    def draw(scale: float) -> list[Sample]:
+    def draw(scale: float, name: PolicyName = "joint") -> list[Sample]:
         return draw_samples(
             policy,
             [prompt],
             coordinator=scale,
+            policy_name=name,
             rollouts=rollouts,
             greedy=greedy,
             seed=seed,
@@ -169,7 +173,7 @@ def effect(
             environments=environments,
         )
 
-    base = draw(against)
+    base = draw(1.0, "reference") if against == "start" else draw(against)
     return [
         _compare(policy, a, b, temperature)
         for scale in scales
@@ -188,12 +192,12 @@ def _compare(policy: Policy, base: Sample, other: Sample, temperature: float) ->
     )
     own = tokens.completion_mask[0]
 
-    def logprobs(scale: float) -> Tensor:  # (C, V)
-        with policy.coordinator_scale(scale):
-            logits = completion_logits(policy.of("joint"), tokens, temperature)
+    def logprobs(side: Sample) -> Tensor:  # (C, V)
+        with policy.coordinator_scale(side.coordinator):
+            logits = completion_logits(policy.of(side.policy), tokens, temperature)
         return logits[0].double().log_softmax(-1)
 
-    at_other, at_base = logprobs(other.coordinator), logprobs(base.coordinator)
+    at_other, at_base = logprobs(other), logprobs(base)
     difference = at_other - at_base
     chosen = difference.gather(1, tokens.completion_ids[0, :, None])[:, 0]
     kl = (at_other.exp() * difference).sum(-1).clamp(min=0)  # below 0 by rounding only

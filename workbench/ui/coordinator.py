@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from workbench import plots
+from workbench.probes.coordinator import Against
 from workbench.records import CoordinatorEffect, Sample
 from workbench.session import Session
 from workbench.ui.parts import (
@@ -27,9 +28,10 @@ from workbench.ui.parts import (
 TITLE = "Coordinator"
 HELP = (
     "One prompt, the same noise, the coordinator w switched <b>off</b> (scale 0), <b>on</b> (1) "
-    "or set to any scale. Up to the token where two texts part they are equal, so what differs "
-    "there is the coordinator's doing and not chance. Blue tokens became likelier through w, "
-    "vermilion ones less likely; hover for the numbers. Nothing here changes the run."
+    "or set to any scale; or all of it against the policy the run started from. Up to the token "
+    "where two texts part they are equal, so what differs there is the coordinator's doing (or the "
+    "training's) and not chance. Blue tokens became likelier through it, vermilion ones less "
+    "likely; hover for the numbers. Nothing here changes the run."
 )
 _LISTED = 40  # prompts of each split offered for picking
 
@@ -66,6 +68,12 @@ def build(session: Session) -> View:
                 elem_id="answer",
             )
             scale = gr.Slider(0, 2, 1, step=0.05, label="Scale of the coordinator", elem_id="scale")
+            against = gr.Radio(
+                [("the coordinator off", 0.0), ("the start of the run", "start")],
+                value=0.0,
+                label="Compared with",
+                elem_id="against",
+            )
             with gr.Row():
                 count = gr.Slider(1, 8, 2, step=1, label="Rollouts", min_width=140)
                 seed = gr.Number(0, label="Noise seed", precision=0, minimum=0, min_width=110)
@@ -121,14 +129,21 @@ def build(session: Session) -> View:
         return problems[name].prompt, problems[name].answer
 
     def show(
-        text: str, right: str, at: float, rollouts: float, no_noise: bool, noise: float
+        text: str,
+        right: str,
+        at: float,
+        other: Against,
+        rollouts: float,
+        no_noise: bool,
+        noise: float,
     ) -> tuple[str, str]:
         if not text:
             raise ValueError("The prompt is empty: type one, or pick one from the task.")
-        scales = [1.0] if at in (0.0, 1.0) else [1.0, float(at)]
+        scales = [1.0] if at in (other, 1.0) else [1.0, float(at)]
         effects = session.coordinator_effect(
             text,
             scales=scales,
+            against=other,
             answer=right.strip() or None,
             rollouts=int(rollouts),
             greedy=no_noise,
@@ -141,7 +156,7 @@ def build(session: Session) -> View:
     wire: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     picked.input(told(take), picked, [prompt, answer], **wire)
     wire["show_progress"] = "minimal"
-    asked = [prompt, answer, scale, count, greedy, seed]
+    asked = [prompt, answer, scale, against, count, greedy, seed]
     compare.click(told(show), asked, [texts, bars], **wire)
 
     def measure_dose() -> str:
@@ -162,23 +177,25 @@ def build(session: Session) -> View:
 
 
 def effects_html(prompt: str, effects: list[CoordinatorEffect]) -> str:
-    """Each rollout with the coordinator off beside the same at other scales, as HTML."""
+    """Each rollout of what is compared with, beside the same at other scales, as HTML."""
+    off = effects[0].base.policy == "joint"
+    base_name, base_note = ("off", "scale 0") if off else ("start", "the policy at the start")
     blocks = []
     for sequence in sorted({effect.other.sequence for effect in effects}):
         same_noise = [effect for effect in effects if effect.other.sequence == sequence]
         base = same_noise[0].base
-        cards = [_card("off", "scale 0", base, plots.difference_strip(base.tokens, [], []))]
+        cards = [_card(base_name, base_note, base, plots.difference_strip(base.tokens, [], []))]
         for effect in same_noise:
             strip = plots.difference_strip(
                 effect.other.tokens, effect.logprob_difference, effect.kl, effect.first_parting
             )
             where = (
-                "same text as off"
+                f"same text as {base_name}"
                 if effect.first_parting is None
-                else f"parts from off at token {effect.first_parting}"
+                else f"parts from {base_name} at token {effect.first_parting}"
             )
             note = f"{where}, KL {sum(effect.kl):.3g} nats in all"
-            name = "on" if effect.other.coordinator == 1 else "scaled"
+            name = {0.0: "off", 1.0: "on"}.get(effect.other.coordinator, "scaled")
             title = f"{name}, scale {effect.other.coordinator:g}"
             cards.append(_card(title, note, effect.other, strip))
         blocks.append(pair(cards))
