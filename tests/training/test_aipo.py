@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +26,15 @@ from tests.training.tiny import (
     small_config,
     to_float64,
 )
-from workbench.config import RunConfig
+from workbench.config import ConfigError, RunConfig
 from workbench.sampling import Completions, pack
-from workbench.tasks.problem import Problem
-from workbench.training.asking import ChatHelper, NoAnswer, Query, solution_helper
+from workbench.session import Session
+from workbench.tasks.problem import Demonstration, Problem
+from workbench.training.asking import ChatHelper, NoAnswer, Query, make_helper, solution_helper
 from workbench.training.batches import RolloutBatch, Rollouts
 from workbench.training.gradients import rl_pass
 from workbench.training.methods import make_method
+from workbench.training.methods.aipo import _Helped
 from workbench.training.objectives import group_advantages
 from workbench.training.trainer import Trainer
 
@@ -94,6 +97,52 @@ def test_each_span_is_recorded_with_its_writer(folder: Path) -> None:
         solutions = {d.id: d.solution.splitlines() for d in task.shown}
         if spans[0][1] == "e":  # asked at once: the next step is the first line
             assert spans[1][1].strip() == solutions[row.prompt_id][0]
+
+
+def test_a_helper_sees_the_work_and_the_steps_it_gave_but_neither_queries_nor_verdicts() -> None:
+    seen: list[Query] = []
+
+    def helper(query: Query) -> str:
+        seen.append(query)
+        return solution_helper(query)
+
+    c = RunConfig().with_changes(aipo_queries=3).training
+    shown = Demonstration("d", "1+2+4=?", SOLUTION, "7")
+    helped = _Helped(c, helper, Problem("d", "1+2+4=?", "7"), shown)
+    turns = ["?r", "?v", "?r", "#7"]
+    replies = [helped.reply(turns[: i + 1]) for i in range(4)]
+    assert [reply and reply.text for reply in replies] == [
+        "\n1+2=3\n",
+        "\nright\n",
+        "\n3+4=7\n",
+        None,
+    ]
+    assert [query.written for query in seen] == ["", "\n1+2=3\n", "\n1+2=3\n"]
+
+
+def test_a_helper_of_ones_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "helper_of_a_test.py").write_text(
+        "def shout(query):\n    return f'{query.kind.upper()} {len(query.solution)}'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    c = config(folder, aipo_helper="helper_of_a_test:shout")
+    task = ChanceTask(["ab\nc", "c\nd", "xyz"])
+    found = Trainer(c, make_policy(c, baseline=False), task).step(1)
+    helped = [row for row in found.rollouts if row.written_by]
+    assert helped
+    for row in helped:
+        (solution,) = [d.solution for d in task.shown if d.id == row.prompt_id]
+        said = "".join(
+            token
+            for who, token in zip(row.written_by, row.tokens, strict=True)
+            if who == "reasoning"
+        )
+        assert said.startswith(f"\nREASONING {len(solution)}\n"[: len(said)])
+    for name in ("helper_of_a_test:missing", "no_such_module_of_helpers:x"):
+        with pytest.raises(ConfigError, match=f"aipo_helper: cannot import {name!r}"):
+            make_helper(config(folder, aipo_helper=name).training)
 
 
 def test_without_a_query_it_is_grpo(folder: Path) -> None:
@@ -161,7 +210,8 @@ def endpoint(answers: list[object]) -> Iterator[tuple[str, list[dict[str, object
     class Server(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            seen.append({"path": self.path, **json.loads(body)})
+            key = self.headers.get("Authorization")
+            seen.append({"path": self.path, "key": key, **json.loads(body)})
             answer = answers[min(len(seen), len(answers)) - 1]
             if isinstance(answer, float):
                 time.sleep(answer)
@@ -190,10 +240,14 @@ def chat(url: str, **changes: object) -> ChatHelper:
     return ChatHelper(RunConfig().with_changes(**{**settings, **changes}).training, pause=0.0)
 
 
-def test_the_endpoint_is_asked_and_not_shown_the_solution() -> None:
+def test_the_endpoint_is_asked_and_not_shown_the_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with endpoint(["  right so far  "]) as (url, seen):
         assert chat(url)(query("verify", "1+2=3")) == "right so far"
-    (request,) = seen
+        monkeypatch.setenv("OPENAI_API_KEY", "secret of a test")
+        chat(url)(query("verify", ""))
+    request, with_key = seen
+    assert (request["key"], with_key["key"]) == (None, "Bearer secret of a test")
     assert (request["path"], request["model"]) == ("/v1/chat/completions", "m")
     text = json.dumps(request["messages"])
     assert "1+2+4=?" in text and "1+2=3" in text and "3+4=7" not in text
@@ -217,6 +271,54 @@ def test_it_gives_up_after_its_retries_and_at_its_budget() -> None:
         assert len(seen) == 3
     with pytest.raises(NoAnswer, match="http://127.0.0.1:9/v1"):
         chat("http://127.0.0.1:9/v1")(query("verify", ""))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+        b"what?\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n<html>busy</html>",
+        b'HTTP/1.1 200 OK\r\n\r\n{"error": "busy"}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"choices": [{"message": {"content": null}}]}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"choices": [{"message": {"content": " "}}]}',
+    ],
+    ids=["cut off", "no HTTP", "no JSON", "no choices", "no content", "nothing said"],
+)
+def test_whatever_an_endpoint_sends_is_an_answer_or_none(odd: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = 0
+
+        def serve() -> None:
+            nonlocal asked
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    while b"Work so far" not in connection.recv(65536):
+                        pass
+                    asked += 1
+                    connection.sendall(odd)
+
+        thread = Thread(target=serve, daemon=True)
+        thread.start()
+        helper = chat(f"http://127.0.0.1:{server.getsockname()[1]}/v1", aipo_retries=1)
+        with pytest.raises(NoAnswer, match=r"http://127\.0\.0\.1"):
+            helper(query("verify", ""))
+        thread.join(5)
+    assert asked == helper.calls == 2
+
+
+def test_an_evaluation_has_no_helpers(folder: Path, tmp_path: Path) -> None:
+    with endpoint(["ab"]) as (url, seen):
+        c = config(folder, aipo_url=url, aipo_prompt=" ask!", n_validation=4, n_hard=2, n_prompts=6)
+        with Session(c, tmp_path / "run") as session:
+            session.evaluate("validation")
+            session.evaluate("hard")
+            looked = session.sample([session.problems("train")[0].prompt], rollouts=4)
+            assert not seen
+            record = session.step()
+    assert len(seen) > 0 and any(row.written_by for row in record.rollouts)
+    assert all(not row.written_by and "ask!" not in row.prompt for row in looked)
 
 
 def test_a_rollout_goes_on_without_an_answer(folder: Path) -> None:

@@ -98,6 +98,8 @@ class MethodSettings(Section):
     """AIPO: most queries in a rollout."""
     aipo_prompt: str = ""
     """AIPO: text behind each training prompt, e.g. how to ask; evaluations are without it."""
+    aipo_helper: str = Field("", pattern=r"^([\w.]+:\w+)?$")
+    """AIPO: 'module:name' of a helper of yours, called with a Query, gives a text."""
     aipo_url: str = ""
     """AIPO: an OpenAI-compatible endpoint, as http://localhost:8000/v1; empty: built-in helpers."""
     aipo_model: str = ""

@@ -1,7 +1,9 @@
-"""Who a policy can ask during a rollout: checkers over the task's own solution, or an endpoint."""
+"""Who a policy can ask during a rollout: checkers over the task's solution, a function, a URL."""
 
 from __future__ import annotations
 
+import http.client
+import importlib
 import json
 import os
 import time
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.config import TrainingConfig
+from workbench.config import ConfigError, TrainingConfig
 
 Kind = Literal["verify", "knowledge", "reasoning"]
 KEY = "OPENAI_API_KEY"
@@ -29,7 +31,7 @@ class Query:
     solution: str
     """The demonstration's; an endpoint is not shown it."""
     written: str
-    """What stands in the answer so far, the query's own marker left out."""
+    """The work so far: what the policy wrote, without queries, and the steps it was given."""
 
 
 Helper = Callable[[Query], str]
@@ -89,7 +91,7 @@ class ChatHelper:
             self.calls += 1
             try:
                 return self._ask(query)
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 failure = str(error) or type(error).__name__
         raise NoAnswer(f"{c.aipo_url}: {failure}")
 
@@ -114,10 +116,25 @@ class ChatHelper:
             f"{c.aipo_url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
         )
         with urllib.request.urlopen(request, timeout=c.aipo_timeout) as reply:
-            said = json.loads(reply.read())["choices"][0]["message"]["content"]
-        return str(said).strip()[:LONGEST]
+            told = json.loads(reply.read())
+        try:
+            said = told["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            raise ValueError(f"no chat completion: {str(told)[:LONGEST]}") from None
+        if not isinstance(said, str) or not said.strip():
+            raise ValueError("an empty answer")
+        return said.strip()[:LONGEST]
 
 
 def make_helper(config: TrainingConfig) -> Helper:
-    """The helper of a step."""
-    return ChatHelper(config) if config.aipo_url else solution_helper
+    """The helper of a step. Raises ConfigError where `aipo_helper` names none."""
+    if config.aipo_url:
+        return ChatHelper(config)
+    if not config.aipo_helper:
+        return solution_helper
+    module, _, name = config.aipo_helper.partition(":")
+    try:
+        found: Helper = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"aipo_helper: cannot import {config.aipo_helper!r}: {error}") from None
+    return found

@@ -9,9 +9,9 @@ rollout goes on, at most `aipo_queries` times. At test time there is no helper.
 
 The helper wrote its tokens with probability 1, so π_t is their importance ratio; c_t bounds it from
 below, or what the policy thinks unlikely would never be learned. No KL on them. The paper's exact
-formula was not available to us: all of this is [infer]. A helper is any callable, or a chat
-endpoint (`aipo_url`); the built-in ones look into the demonstration (training/asking.py). A query
-without answer is left standing. Published: n = 8.
+formula was not available to us: all of this is [infer]. A helper is a function of yours
+(`aipo_helper`) or a chat endpoint (`aipo_url`); the built-in ones look into the demonstration
+(training/asking.py). A query without answer is left standing. Published: n = 8.
 
 A policy that never writes a marker learns by plain GRPO.
 """
@@ -19,7 +19,7 @@ A policy that never writes a marker learns by plain GRPO.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -64,6 +64,8 @@ class _Helped:
     shown: Demonstration
     asked: int = 0
     failed: int = 0
+    given: dict[int, str] = field(default_factory=dict)
+    """Steps that were put in, by the turn they stand behind."""
 
     @property
     def ends(self) -> str:
@@ -74,12 +76,16 @@ class _Helped:
         if kind is None or self.asked >= self.c.aipo_queries:
             return None
         self.asked += 1
-        written = "".join(turns).replace(markers(self.c)[kind], "")
+        written = "".join(turn + self.given.get(i, "") for i, turn in enumerate(turns))
+        for marker in markers(self.c).values():
+            written = written.replace(marker, "")
         try:
             answer = self.helper(Query(kind, self.problem.prompt, self.shown.solution, written))
         except NoAnswer:
             self.failed += 1
             return Reply("", kind)
+        if kind == "reasoning":  # verdicts and hints are no part of the work
+            self.given[len(turns) - 1] = f"\n{answer}\n"
         return Reply(f"\n{answer}\n", kind)
 
 
