@@ -1,5 +1,6 @@
 """The memory plan against what the pocket model and a tiny one really keep."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,28 @@ def test_the_command_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> N
     assert "a GPU of 40 GB: 37.25 GiB" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="the shape of 'no/such/model' is not known here"):
         memory_plan(RunConfig().with_changes(path="no/such/model"))
+
+
+def test_the_doctor_holds_the_plan_against_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[model]\ndevice = "cpu"\n', encoding="utf-8")
+    needed = sum(memory_plan(RunConfig.load(file)).most(where) for where in ("device", "cpu"))
+    for there, code, said in (
+        (2 * needed, 0, "needed: fits\n"),
+        (int(1.05 * needed), 1, "does not fit with a tenth left"),
+        (needed - 4096, 2, "needed: does not fit\n"),
+    ):
+        pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": there}
+        monkeypatch.setattr("workbench.cli.plan.os.sysconf", pages.__getitem__)
+        assert main(["doctor", str(file)]) == code
+        out = capsys.readouterr().out
+        assert said in out and ("change: " in out) == (code > 0)
+    assert main(["doctor", str(file), "--json"]) == 2
+    (memory,) = json.loads(capsys.readouterr().out)["memories"]
+    assert memory["needed"] == needed
+    assert main(["doctor", "--preset", "qwen3-8b-base", "--json"]) == 2
+    capsys.readouterr()
+    assert main(["doctor"]) == 2 and main(["doctor", "x", "--preset", "pocket"]) == 2
+    assert capsys.readouterr().err.count("needs a PATH or a --preset") == 2

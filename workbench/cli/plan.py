@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch is imported where it is needed, so that --help is quick
+    from workbench.config import RunConfig
+    from workbench.plan import MemoryPlan
 
 HELP = "what memory a run will take, part by part, before anything is loaded"
+ROOM = 0.9
+"""Share of a memory that a plan may take: allocators, kernels and the system need some."""
 
 
 def add(commands: Any) -> None:
@@ -35,35 +43,76 @@ def run(options: argparse.Namespace) -> int:
         config = RunConfig.load(options.config).with_changes(**changes)
     else:
         config = RunConfig.preset(options.preset, **changes)
-    from workbench.plan import gib, memory_plan
+    from workbench.plan import memory_plan
 
     plan = memory_plan(config)
     print(plan.table())
-    machine = _machine(config.model.device, plan.device_bytes, plan.cpu_bytes, options.gpu)
-    for name, there, needed in machine:
-        verdict = "fits" if needed <= 0.9 * there else "does not fit"
-        print(f"  {name}: {gib(there)}, {gib(needed)} needed: {verdict} (10 % left for the rest)")
+    memories = machine(config, plan)
+    if not any(memory.is_gpu for memory in memories):
+        there = int(options.gpu * 1e9)
+        memories.insert(0, Memory(f"a GPU of {options.gpu:g} GB", there, plan.device_bytes, True))
+    for memory in memories:
+        print(f"  {memory}")
     return 0
 
 
-def _machine(device: str, on_device: int, on_cpu: int, gpu: float) -> list[tuple[str, int, int]]:
-    """(name, bytes there, bytes needed) of each memory of this machine, and of a GPU of `gpu` GB.
+def check(config: RunConfig, as_json: bool = False) -> int:
+    """Print whether a run fits this machine; the exit code: 0 yes, 1 just about, 2 no."""
+    from workbench.plan import memory_plan
 
-    The latter where the machine has none; its CPU then has to hold both.
+    memories = machine(config, memory_plan(config))
+    severity = max(memory.severity for memory in memories)
+    if as_json:
+        print(json.dumps({"exit_code": severity, "memories": [asdict(m) for m in memories]}))
+        return severity
+    print(f"{config.method} on {config.model.path}, before anything is loaded:")
+    for memory in memories:
+        print(f"  {memory}")
+    if severity:
+        print("  change: micro_batch_tokens, sampling_batch, gradient_checkpointing, compute_dtype")
+        print("  or offload; python -m workbench plan says what takes it, part by part")
+    return severity
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One memory of a machine, and what a run needs of it."""
+
+    name: str
+    there: int
+    """Bytes."""
+    needed: int
+    """Bytes."""
+    is_gpu: bool
+
+    @property
+    def severity(self) -> int:
+        """0: fits with a tenth left for what the plan does not count; 1: without; 2: does not."""
+        return (self.needed > ROOM * self.there) + (self.needed > self.there)
+
+    def __str__(self) -> str:
+        from workbench.plan import gib
+
+        verdict = ("fits", "does not fit with a tenth left", "does not fit")[self.severity]
+        return f"{self.name}: {gib(self.there)}, {gib(self.needed)} needed: {verdict}"
+
+
+def machine(config: RunConfig, plan: MemoryPlan) -> list[Memory]:
+    """The memories of this machine; a CPU by itself has to hold everything.
+
+    Raises ConfigError where the config's device is not there.
     """
     import torch
 
     from workbench.models import resolve_device
 
-    found = resolve_device(device)
+    found = resolve_device(config.model.device)
     cpu = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if found.type != "cuda":
-        return [
-            (f"a GPU of {gpu:g} GB", int(gpu * 1e9), on_device),
-            ("memory of this machine, without a GPU", cpu, on_device + on_cpu),
-        ]
-    name = torch.cuda.get_device_name(found)
+        needed = plan.device_bytes + plan.cpu_bytes
+        return [Memory("memory of this machine, without a GPU", cpu, needed, False)]
+    there = torch.cuda.get_device_properties(found).total_memory
     return [
-        (name, torch.cuda.get_device_properties(found).total_memory, on_device),
-        ("memory of this machine", cpu, on_cpu),
+        Memory(torch.cuda.get_device_name(found), there, plan.device_bytes, True),
+        Memory("memory of this machine", cpu, plan.cpu_bytes, False),
     ]
