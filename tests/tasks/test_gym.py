@@ -143,6 +143,13 @@ def test_bad_settings_are_said_in_one_line(changes: dict[str, Any], message: str
     assert "\n" not in str(error.value)
 
 
+def test_settings_that_no_problem_can_be_made_with() -> None:
+    task = chain_sum(gym_name="knights_knaves", gym_settings={"depth_constraint": 1})
+    with pytest.raises(ConfigError, match="task.gym_settings: knights_knaves cannot make") as error:
+        task.problems("train")
+    assert "\n" not in str(error.value)
+
+
 def test_too_few_different_problems() -> None:
     task = chain_sum(gym_settings={**SMALL, "max_terms": 2}, gym_train=300)
     with pytest.raises(ConfigError, match=r"task.gym_train: .* has only 1\d\d more problems"):

@@ -101,7 +101,13 @@ class GymTask:
         for index in range(count * TRIES):
             if len(entries) == count:
                 break
-            entry = dataset[index]
+            try:
+                entry = dataset[index]
+            except Exception as error:  # settings that its own check lets pass, e.g. knights_knaves
+                raise ConfigError(
+                    f"task.gym_settings: {self.config.gym_name} cannot make a problem with them "
+                    f"({type(error).__name__}: {error})"
+                ) from None
             if entry["question"] not in taken:
                 taken.add(entry["question"])
                 entries[f"{split}-{len(entries):04d}"] = entry
