@@ -14,7 +14,8 @@ from random import Random
 
 import pytest
 
-from workbench.store import DamagedError, RunFolderError, RunStore, open_run
+from workbench.records import CommandRow, Finding
+from workbench.store import DamagedError, RunFolderError, RunStore, open_run, run_tree
 
 STEPS = 3
 
@@ -173,6 +174,65 @@ def test_a_flip_inside_a_row_is_found_and_the_run_goes_on(run, content, record):
         assert re.fullmatch(r"run.sqlite: rows of step [123] are not those that .* written", line)
         store.append(record(4))
     assert open_run(run).problems() == [line]
+
+
+FRAMES = ("metrics", "gain", "demonstrations", "alignment", "coordinator", "commands", "findings")
+BROKEN_VALUES = {
+    "text that is no UTF-8": "UPDATE gain SET prompt = CAST(x'6bff' AS TEXT) WHERE step = 2",
+    "a step that was never made": "UPDATE metrics SET step = 66 WHERE step = 2",
+    "a number made a text": "UPDATE gain SET joint_reward = 'layers.0' WHERE step = 2",
+    "a number made a blob": "UPDATE gain SET joint_reward = x'00' WHERE step = 2",
+    "no JSON in meta": "UPDATE meta SET value = '{' WHERE key = 'state'",
+    "no JSON in a command": "UPDATE commands SET arguments = '{'",
+    "no JSON in a finding": "UPDATE findings SET evidence = '{'",
+    "no step in a finding": "UPDATE findings SET step = 'x'",
+}
+"""What a flipped bit can make of a row; SQLite itself finds nothing wrong with any."""
+
+
+@pytest.mark.parametrize("statement", BROKEN_VALUES.values(), ids=BROKEN_VALUES)
+def test_a_value_that_cannot_be_read_is_said_in_one_line(run, statement):
+    with RunStore.open(run) as store:
+        store.add_command(CommandRow(2, "rollouts", 0.0, "set", {"rl_weight": 0.5}, "done"))
+        store.add_finding(Finding(2, "note", "plateau", "", {"level": 0.5}, ""))
+    before = {file for file in run.rglob("*") if file.is_file()}
+    with closing(sqlite3.connect(run / "run.sqlite")) as database, database:
+        assert database.execute(statement).rowcount
+
+    def read_all():
+        reader = open_run(run)
+        repr(reader)
+        for name in FRAMES:
+            reader.frame(name)
+
+    def go_on():
+        with RunStore.open(run) as store:
+            store.live_commands("set")
+            if store.damage:
+                raise DamagedError(f"{run}: {store.damage}")
+
+    said = []
+    for call in (read_all, go_on, lambda: run_tree(run)):
+        try:
+            call()
+        except RunFolderError as error:
+            assert "\n" not in str(error) and ("run.sqlite" in str(error) or "no run" in str(error))
+            said.append(error)
+    assert said and any(isinstance(error, DamagedError) for error in said)
+    assert before <= {file for file in run.rglob("*") if file.is_file()}
+
+
+def test_what_a_damaged_index_does_not_name_is_kept(run):
+    """A flipped bit in a file's name, or in a step, makes leftovers of what belongs to the run."""
+    with closing(sqlite3.connect(run / "run.sqlite")) as database, database:
+        database.execute("UPDATE rollouts SET file = 'step-000001.parquet' WHERE step = 2")
+        database.execute("UPDATE rollouts SET step = 0 WHERE step = 3")
+    files = {path.name for path in (run / "rollouts").iterdir()}
+    with RunStore.open(run) as store:
+        assert store.damage and store.last_step() == 2
+        assert store.snapshot_steps() == [0, 1, 2]
+    assert {path.name for path in (run / "rollouts").iterdir()} == files
+    assert (run / "snapshots/damaged-step-000003/state.json").exists()
 
 
 def noted(frame: str) -> list[str]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from workbench.store import lock, schema
@@ -36,12 +37,9 @@ def check_readable(folder: Path) -> None:
     for name in (CONFIG, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", *_PARTS, lock.NAME):
         if (folder / name).is_symlink():
             raise RunFolderError(f"{folder / name} is a link; a run folder holds files only")
-    try:
-        with closing(connect_for_reading(folder)) as database:
-            version = database.execute("PRAGMA user_version").fetchone()[0]
-            known = database.execute("SELECT count(*) FROM meta").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise damaged_database(folder, error) from None
+    with reading(folder), closing(connect_for_reading(folder)) as database:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        known = database.execute("SELECT count(*) FROM meta").fetchone()[0]
     if version > schema.VERSION:
         raise RunFolderError(
             f"{folder} was written by a newer workbench (run folder version {version}, "
@@ -58,6 +56,19 @@ def damaged_database(folder: Path, reason: object) -> DamagedError:
         f"{folder / DATABASE} cannot be read: {shown}; put a copy of this file in its place, or "
         f"rescue its rows with sqlite3's .recover: {ROLLOUTS}/ and {SNAPSHOTS}/ are as they were"
     )
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """What cannot be made of `run.sqlite` inside the block comes out as DamagedError.
+
+    SQLite checks its pages, not their contents: a flipped bit makes a text of a number, JSON that
+    is none, or a row of a step that was never recorded.
+    """
+    try:
+        yield
+    except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
+        raise damaged_database(folder, error) from error
 
 
 def check_rollouts_name(folder: Path, file: str) -> None:

@@ -21,6 +21,7 @@ from workbench.store.folder import (
     SNAPSHOTS,
     check_rollouts_name,
     damaged_database,
+    reading,
 )
 
 _LATER = ("seconds/", "snapshot/")
@@ -28,11 +29,8 @@ _LATER = ("seconds/", "snapshot/")
 
 
 def check_database(database: sqlite3.Connection, folder: Path) -> None:
-    """Raises DamagedError where SQLite finds `run.sqlite` damaged, a page missing say."""
-    try:
-        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise damaged_database(folder, error) from None
+    """Raises DamagedError, or an error of SQLite's, where it finds `run.sqlite` damaged."""
+    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise damaged_database(folder, found)
 
@@ -72,7 +70,7 @@ def _digests(
                 continue
             # columns that a later workbench adds are NULL in old rows, and change nothing
             kept = [(n, v) for n, v in zip(names, row, strict=True) if v is not None]
-            digests[row[on], row[at]].update(json.dumps([table, kept]).encode())
+            digests[row[on], row[at]].update(json.dumps([table, kept], default=repr).encode())
     return digests
 
 
@@ -82,10 +80,11 @@ def problems(database: sqlite3.Connection, folder: Path) -> Iterator[str]:
     Reads every file once.
     """
     try:
-        check_database(database, folder)
-        yield from damaged_rows(database)
-        sums = schema.read_checksums(database)
-        files = [f for (f,) in database.execute("SELECT file FROM rollouts WHERE file != ''")]
+        with reading(folder):
+            check_database(database, folder)
+            yield from damaged_rows(database)
+            sums = schema.read_checksums(database)
+            files = [f for (f,) in database.execute("SELECT file FROM rollouts WHERE file != ''")]
     except RunFolderError as error:
         yield str(error)
         return

@@ -28,7 +28,7 @@ from workbench.store.folder import (
     check_readable,
     check_rollouts_name,
     connect_for_reading,
-    damaged_database,
+    reading,
 )
 
 
@@ -224,12 +224,9 @@ class Run:
         """A short read transaction: all queries in it see the same steps."""
         if not (self.path / DATABASE).exists():
             raise RunFolderError(f"no run at {self.path}")
-        try:
-            with closing(connect_for_reading(self.path)) as database:
-                database.execute("BEGIN")
-                yield database
-        except sqlite3.DatabaseError as error:
-            raise damaged_database(self.path, error) from None
+        with reading(self.path), closing(connect_for_reading(self.path)) as database:
+            database.execute("BEGIN")
+            yield database
 
     def _rollouts(self, database: sqlite3.Connection, step: int) -> pa.Table:
         query = f"SELECT file FROM rollouts WHERE step = ? AND {_live('rollouts')}"

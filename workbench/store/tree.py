@@ -16,7 +16,7 @@ import pandas as pd
 
 from workbench.store import schema
 from workbench.store.errors import RunFolderError
-from workbench.store.folder import DATABASE, connect_for_reading
+from workbench.store.folder import DATABASE, connect_for_reading, reading
 from workbench.store.reader import Run, open_run
 
 CHANGES = ("set", "set_aside", "take_back")
@@ -130,7 +130,7 @@ def _branches(run: Run, trunk: Run | None) -> Iterator[Branch]:
     """The branches of one run in the order they began."""
     origin = run.meta.get("forked_from", {})
     first = int(origin.get("timeline", 0))
-    with closing(connect_for_reading(run.path)) as database:
+    with reading(run.path), closing(connect_for_reading(run.path)) as database:
         starts = dict(database.execute("SELECT timeline, from_step FROM timelines"))
         steps = database.execute("SELECT step, timeline FROM rollouts").fetchall()
         commands = [

@@ -32,6 +32,7 @@ from workbench.store.folder import (
     ROLLOUTS,
     SNAPSHOTS,
     check_readable,
+    reading,
     rollouts_file,
 )
 from workbench.store.snapshots import Snapshot
@@ -100,24 +101,30 @@ class RunStore:
         return store
 
     def _prepare(self) -> None:
-        integrity.check_database(
-            self._db, self.path
-        )  # before anything is cleared up by what it says
+        with reading(self.path):  # before anything is cleared up by what it says
+            integrity.check_database(self._db, self.path)
+            self.damage = integrity.damaged_rows(self._db)
+            self.timeline = self._db.execute("SELECT max(timeline) FROM timelines").fetchone()[0]
+            last = self.last_step()
+            named = {file for (file,) in self._db.execute("SELECT file FROM rollouts")}
+            schema.read_meta(self._db)
         with writing(str(self.path / DATABASE)):
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # a snapshot must never outlive its steps
             with self._db:
                 schema.add_missing_columns(self._db)
-            self.timeline = self._db.execute("SELECT max(timeline) FROM timelines").fetchone()[0]
-            self.damage = integrity.damaged_rows(self._db)
             for part in (ROLLOUTS, SNAPSHOTS):
                 (self.path / part).mkdir(exist_ok=True)  # a copied run may have lost empty folders
             snapshots.recover(self._archive.folder)
-            self._remove_snapshots_after(self.last_step())
-            named = {file for (file,) in self._db.execute("SELECT file FROM rollouts")}
-            for file in (self.path / ROLLOUTS).glob("*step-*.parquet"):
-                if file.name not in named:
-                    file.unlink()
+            if self.damage:  # what belongs to the run may look like a crash's leftover: kept
+                for step in snapshots.steps(self._archive.folder):
+                    if step > last:
+                        snapshots.set_aside(self._archive.folder, step)
+            else:
+                self._remove_snapshots_after(last)
+                for file in (self.path / ROLLOUTS).glob("*step-*.parquet"):
+                    if file.name not in named:
+                        file.unlink()
         self.set_status("idle")
 
     @contextmanager
@@ -318,7 +325,8 @@ class RunStore:
         named = f"name IN ({', '.join('?' for _ in names)})"
         live = schema.LIVE.format(table="commands")
         where = f"{named} AND outcome = 'done' AND timeline >= ? AND {live}"
-        return schema.select(self._db, "commands", where, *names, since)
+        with reading(self.path):
+            return schema.select(self._db, "commands", where, *names, since)
 
     def fork(
         self,
