@@ -136,19 +136,39 @@ def test_a_logged_nan_is_a_finding(tmp_path: Path):
         ("x.json", "[]", "holds no metrics"),
         ("x.csv", "step,reward\n", "holds no metrics"),
         ("x.csv", "\x00", "holds no metrics"),
+        ("x.csv", b"step,loss\n1,\xff\n", "it is not UTF-8 text"),
+        ("x.json", b"\x80\x04\x95", "it is not UTF-8 text"),
+        ("x.csv", "Wall time,Step,Val\x1bue\n1,2,3\n", "it holds: Val�ue, Wall time"),
     ],
 )
 def test_what_is_no_log_is_said_in_one_line_on_stderr(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str | None, said: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str | bytes | None,
+    said: str,
 ):
     path = tmp_path / name
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["doctor", str(path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and said in err
     with pytest.raises(RunFolderError):
         examine(path)
+
+
+def test_steps_that_are_no_numbers_are_counted_and_other_separators_and_charts_are_read(
+    tmp_path: Path,
+):
+    path = tmp_path / "x.json"
+    path.write_text('[{"step": Infinity, "loss": 1}, {"step": "?", "loss": 2}, {"loss": 3}]')
+    assert read_log(path) == [(1, {"loss": 1.0}), (2, {"loss": 2.0}), (3, {"loss": 3.0})]
+    path = tmp_path / "x.csv"
+    path.write_text("step;reward\n10;0.5\n20;0.25\n")
+    assert read_log(path) == [(10, {"reward": 0.5}), (20, {"reward": 0.25})]
+    path.write_text('"Step","a run - train/reward","a run - train/reward__MIN"\n"4","0.5","0.4"\n')
+    assert read_log(path) == [(4, {"reward": 0.5, "train/reward__MIN": 0.4})]
 
 
 def test_a_run_folder_has_its_rollouts_read_and_its_own_findings_told(tmp_path: Path):

@@ -16,7 +16,7 @@ from workbench.diagnosis.catalogue import DETECTORS, Diagnosis, diagnose, worst_
 from workbench.diagnosis.detector import SEVERITIES, Watch
 from workbench.diagnosis.logs import TRL_SETTINGS, read_log
 from workbench.records import Finding
-from workbench.store import Run, open_run
+from workbench.store import Run, RunFolderError, open_run
 from workbench.store.folder import DATABASE
 
 
@@ -118,10 +118,23 @@ def examine(path: str | Path) -> Report:
         return Report(str(path), "run", diagnose_run(run))
     watch = Watch(DETECTORS)
     findings: list[Finding] = []
+    names: set[str] = set()
     for step, row in read_log(folder):
         findings += watch.see(step, row, {})
+        names |= row.keys()
+    if not findings and all(watch.missing(d) for d in watch.detectors if d.needs):
+        raise RunFolderError(
+            f"{path} holds no metric that a detector knows by its name in TRL, Trainer or verl; "
+            f"it holds: {_some(names)}"
+        )
     found = Diagnosis(worst_first(findings), watch.skipped(), watch.history.n_rows)
     return Report(str(path), "log", found)
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(name[:40] for name in sorted(names)[:8])
+    shown = "".join(c if c.isprintable() else "�" for c in shown)
+    return shown + (", …" if len(names) > 8 else "")
 
 
 def diagnose_run(run: Run) -> Diagnosis:

@@ -9,13 +9,21 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping
-from math import isnan
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from workbench.store import RunFolderError
 
-STEP_NAMES = ("step", "global_step", "training/global_step", "_step", "iteration")
+STEP_NAMES = (
+    "step",
+    "global_step",
+    "train/global_step",
+    "training/global_step",
+    "_step",
+    "iteration",
+    "Step",
+)
 LARGEST = 256 * 2**20
 """Bytes of a log that is read."""
 
@@ -90,8 +98,10 @@ def read_log(path: Path) -> list[tuple[int, dict[str, float]]]:
         raise RunFolderError(f"{file} is larger than {LARGEST >> 20} MiB; cut it down first")
     try:
         text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{file} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise RunFolderError(f"{file} is no log: it is not UTF-8 text") from None
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read: {error.strerror}") from None
     reader = _read_csv if file.suffix.lower() in (".csv", ".tsv") else _read_json
     rows = _joined(reader(file, text))
     if not any(values for _, values in rows):
@@ -100,7 +110,8 @@ def read_log(path: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def _read_csv(file: Path, text: str) -> list[Mapping[str, Any]]:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
     try:
         return list(csv.DictReader(text.splitlines(), delimiter=delimiter))
     except csv.Error as error:
@@ -126,7 +137,8 @@ def _joined(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, floa
     joined: dict[int, dict[str, float]] = {}
     for number, row in enumerate(rows, start=1):
         step = next((s for name in STEP_NAMES if (s := _number(row.get(name))) is not None), None)
-        into = joined.setdefault(number if step is None or isnan(step) else int(step), {})
+        at = number if step is None or not isfinite(step) else int(step)
+        into = joined.setdefault(at, {})
         for name, value in row.items():
             measured = _number(value)
             if isinstance(name, str) and name not in STEP_NAMES and measured is not None:
@@ -146,6 +158,7 @@ def _number(value: object) -> float | None:
 
 def our_name(name: str) -> str:
     """Our name of another program's metric; its own where we have none."""
+    name = name.rpartition(" - ")[2]  # a chart that was exported from W&B has "run - metric"
     if name in NAMES:
         return NAMES[name]
     for pattern, ours in _PATTERNS:
