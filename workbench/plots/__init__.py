@@ -7,6 +7,7 @@ missing. This package imports no torch and knows no session.
 
 from __future__ import annotations
 
+from workbench.plots._theme import empty
 from workbench.plots.alignment import (
     Part,
     alignment_heatmap,
@@ -68,6 +69,7 @@ __all__ = [
     "difference_strip",
     "dose_response",
     "effective_ranks",
+    "empty",
     "gain_by_prompt",
     "gain_estimates",
     "gain_heatmap",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -122,23 +124,19 @@ def figure(title: str, x: str = "step", y: str = "") -> go.Figure:
 
 
 def empty(title: str, message: str) -> go.Figure:
-    """A figure that says what is missing and how to get it."""
+    """A figure that says what is missing and how to get it, in lines that fit a small one."""
     drawn = figure(title, x="")
-    drawn.update_layout(
-        xaxis={"visible": False, "range": [0, 1]},
-        yaxis={"visible": False, "range": [0, 1]},
-        annotations=[
-            {
-                "text": message,
-                "x": 0.5,
-                "y": 0.5,
-                "xref": "paper",
-                "yref": "paper",
-                "showarrow": False,
-                "font": {"size": 13},
-            }
-        ],
-        uirevision="empty",
+    hidden = {"visible": False, "range": [0, 1]}
+    drawn.update_layout(xaxis=hidden, yaxis=hidden, margin={"l": 14, "r": 14}, uirevision="empty")
+    lines = textwrap.wrap(message, 34, break_long_words=False, break_on_hyphens=False)
+    drawn.add_annotation(
+        text="<br>".join(lines),
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 12.5},
     )
     return drawn
 

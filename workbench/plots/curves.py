@@ -54,7 +54,10 @@ class Panel:
     """Values are shares: written in per cent, the axis begins at zero."""
     each: str = ""
     """A line more for each column of the frame that begins so, called what follows."""
-    missing: str = "Nothing measured yet: press Run, or take a step."
+    what: str = ""
+    """What it shows and how to read it, in a sentence or two."""
+    missing: str = "Press Run, or take a step."
+    """Said behind it while nothing is measured."""
 
 
 PANELS: dict[str, Panel] = {
@@ -65,6 +68,8 @@ PANELS: dict[str, Panel] = {
             Line("baseline/reward", "RL-only θ̂+w", BASELINE),
         ),
         "mean reward",
+        what="What each step's rollouts earn, and what they would earn under the RL-only policy "
+        "(the same texts, reweighted).",
     ),
     "accuracy": Panel(
         "Greedy accuracy",
@@ -75,7 +80,9 @@ PANELS: dict[str, Panel] = {
         ),
         share=True,
         each=SET_ACCURACY,
-        missing="No evaluation yet: it runs every few steps (evaluate_every, evaluation_sets).",
+        what="Share of held-out problems that are answered right without sampling noise; the "
+        "harder split was never trained on.",
+        missing="Measured every few steps (evaluate_every, evaluation_sets).",
     ),
     "gain": Panel(
         "Cooperative gain",
@@ -84,7 +91,9 @@ PANELS: dict[str, Panel] = {
             Line("gain/paired", "paired", SFT, band="gain/paired_se"),
         ),
         "reward difference",
-        missing="No gain measured yet (shared_gain_every, paired_gain_every).",
+        what="Reward of the joint policy minus that of the RL-only one, ± 1.96 standard errors: "
+        "above zero the demonstrations help.",
+        missing="See shared_gain_every, paired_gain_every.",
     ),
     "loss": Panel(
         "Losses",
@@ -94,13 +103,21 @@ PANELS: dict[str, Panel] = {
             Line("loss/baseline_rl", "RL-only", BASELINE),
         ),
         "nats a token",
+        what="What the updates lower: the loss on demonstrations, and the RL objective with its "
+        "sign turned.",
     ),
     "kl": Panel(
         "KL to the starting policy",
         (Line("kl", "joint", JOINT), Line("baseline/kl", "RL-only", BASELINE)),
         "nats a token",
+        what="How far the policies have moved from the model at the start, on their rollouts.",
     ),
-    "entropy": Panel("Entropy", (Line("entropy", "joint", JOINT),), "nats a token"),
+    "entropy": Panel(
+        "Entropy",
+        (Line("entropy", "joint", JOINT),),
+        "nats a token",
+        what="How open the policy is at each token: near zero it no longer explores.",
+    ),
     "length": Panel(
         "Completion length",
         (
@@ -108,6 +125,7 @@ PANELS: dict[str, Panel] = {
             Line("completions/max_length", "longest", MUTED, "dot"),
         ),
         "tokens",
+        what="Tokens of a completion: the mean and the longest of the step.",
     ),
     "grad_norm": Panel(
         "Gradient norms (dotted: after clipping)",
@@ -120,6 +138,8 @@ PANELS: dict[str, Panel] = {
             Line("coordinator/grad_norm_clipped", "w clipped", COORDINATOR, "dot", in_legend=False),
         ),
         log=True,
+        what="Sizes of the gradients of θ, θ̂ and w before clipping and, dotted, after it "
+        "(max_grad_norm).",
     ),
     "health": Panel(
         "Shares to keep an eye on",
@@ -130,6 +150,8 @@ PANELS: dict[str, Panel] = {
             Line("baseline/clip_ratio", "clipped, RL-only", BASELINE),
         ),
         share=True,
+        what="Groups whose rollouts all earn the same teach nothing; texts cut off reach the "
+        "length limit; clipped tokens left the trust region.",
     ),
 }
 """The figures of a run, by name: what `curves` draws for each."""
@@ -165,7 +187,7 @@ def curves(
         if line.column in metrics.columns and metrics[line.column].notna().any()
     ]
     if not present:
-        return empty(panel.title, panel.missing)
+        return empty(panel.title, f"{panel.what} {panel.missing}")
     drawn = figure(panel.title, y=panel.unit)
     for line in present:
         measured = metrics[metrics[line.column].notna()]

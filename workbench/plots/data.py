@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.plots._theme import COORDINATOR, JOINT, MUTED, SFT, empty, figure
 
+_BINS = 40
 _COLOURS = {"train": JOINT, "validation": COORDINATOR, "hard": MUTED, "demonstrations": SFT}
 
 
@@ -18,19 +19,24 @@ def length_histogram(data: pd.DataFrame) -> go.Figure:
     title = "Lengths"
     if data.empty:
         return empty(title, "The task has no data.")
+    solutions = data["solution_tokens"].where(data["split"] == "demonstrations")
+    lengths = solutions.fillna(data["prompt_tokens"])
+    first, last = int(lengths.min()), int(lengths.max()) + 1
+    width = -(-(last - first) // _BINS)  # the same whole number for all: bars can be compared
+    bins = {"start": first - 0.5, "end": first - 0.5 + width * _BINS, "size": width}
     drawn = figure(title, x="tokens", y="share of texts")
     for split, part in data.groupby("split", sort=False):
-        column = "solution_tokens" if split == "demonstrations" else "prompt_tokens"
         name = "demonstrations' solutions" if split == "demonstrations" else f"{split} prompts"
         drawn.add_trace(
             go.Histogram(
-                x=part[column].to_numpy(),
+                x=lengths[part.index].to_numpy(),
                 name=name,
                 histnorm="probability",
                 marker={"color": _COLOURS[str(split)]},
                 opacity=0.6,
-                nbinsx=40,
+                xbins=bins,
                 hovertemplate="%{x} tokens: %{y:.1%}<extra>" + name + "</extra>",
             )
         )
+    drawn.update_yaxes(tickformat=".0%")
     return drawn.update_layout(barmode="overlay")

@@ -8,8 +8,17 @@ import gradio as gr
 
 from workbench import plots
 from workbench.session import Session
+from workbench.ui.absent import absent
 from workbench.ui.ledger import LedgerView
-from workbench.ui.parts import Updates, Values, View, figure_json, help_text, live_plot
+from workbench.ui.parts import (
+    Updates,
+    Values,
+    View,
+    figure_json,
+    help_text,
+    lacking,
+    live_plot,
+)
 
 TITLE = "Gradient alignment"
 HELP = (
@@ -26,10 +35,38 @@ _PARTS: dict[str, plots.Part] = {
     "gain: joint and RL-only, over w": "gain",
 }
 
+_HINTS = {
+    "plot-cosine": (
+        "Above the grey band demonstrations and RL pull the same way, below it they pull "
+        "against each other; inside it the value is what noise gives."
+    ),
+    "plot-cosine-layers": (
+        "The same layer by layer, the input at the bottom. A small ring: inside that "
+        "layer's noise band."
+    ),
+    "plot-norm-ratio": (
+        "Far above 1 the demonstrations drown RL, far below RL drowns the demonstrations."
+    ),
+    "plot-conflict": "Layers whose cosine is below zero and outside their noise band.",
+    "plot-gain-signal": (
+        "w follows the difference of the two RL gradients, at θ+w and at θ̂+w. Where it "
+        "vanishes only demonstrations move w."
+    ),
+    "plot-demonstrations": (
+        "A point a demonstration at its newest visit. Above zero: learning from it alone "
+        "would raise the reward. Click one to read it."
+    ),
+    "plot-demonstrations-time": "Half of the step's demonstrations lie in the green band.",
+}
+"""How to read each figure."""
+
 
 def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
+    lacks = absent(session.config)
+    why = lacks.alignment
+    lacking(why)
     with gr.Row():
         part = gr.Radio(
             list(_PARTS), value="θ (model)", label="Gradient of", elem_id="part", scale=2
@@ -42,15 +79,15 @@ def build(session: Session) -> View:
             scale=1,
         )
     with gr.Row():
-        over_time = live_plot(290, "plot-cosine")
-        by_layer = live_plot(290, "plot-cosine-layers")
+        over_time = live_plot(290, "plot-cosine", _HINTS["plot-cosine"])
+        by_layer = live_plot(290, "plot-cosine-layers", _HINTS["plot-cosine-layers"])
     with gr.Row():
-        ratio = live_plot(230, "plot-norm-ratio")
-        conflict = live_plot(230, "plot-conflict")
-        signal = live_plot(230, "plot-gain-signal")
+        ratio = live_plot(230, "plot-norm-ratio", _HINTS["plot-norm-ratio"])
+        conflict = live_plot(230, "plot-conflict", _HINTS["plot-conflict"])
+        signal = live_plot(230, "plot-gain-signal", _HINTS["plot-gain-signal"])
     with gr.Row():
-        scatter = live_plot(360, "plot-demonstrations")
-        spread = live_plot(360, "plot-demonstrations-time")
+        scatter = live_plot(360, "plot-demonstrations", _HINTS["plot-demonstrations"])
+        spread = live_plot(360, "plot-demonstrations-time", _HINTS["plot-demonstrations-time"])
     ledger = LedgerView(session, reveal, scatter)
 
     def draw(values: Values) -> Updates:
@@ -58,13 +95,13 @@ def build(session: Session) -> View:
         chosen = _PARTS[values[part]]
         dots = plots.demonstrations_scatter(demonstrations, reveal_quality=values[reveal])
         return {
-            over_time: figure_json(plots.alignment_over_time(alignment, chosen)),
-            by_layer: figure_json(plots.alignment_heatmap(alignment, chosen)),
-            ratio: figure_json(plots.norm_ratio(alignment)),
-            conflict: figure_json(plots.conflict_share(alignment)),
-            signal: figure_json(plots.gain_signal(alignment)),
-            scatter: figure_json(dots),
-            spread: figure_json(plots.demonstrations_over_time(demonstrations)),
+            over_time: figure_json(plots.alignment_over_time(alignment, chosen), why),
+            by_layer: figure_json(plots.alignment_heatmap(alignment, chosen), why),
+            ratio: figure_json(plots.norm_ratio(alignment), why),
+            conflict: figure_json(plots.conflict_share(alignment), why),
+            signal: figure_json(plots.gain_signal(alignment), lacks.coordinator),
+            scatter: figure_json(dots, why),
+            spread: figure_json(plots.demonstrations_over_time(demonstrations), why),
         } | ledger.draw(values[ledger.picked], values[reveal])
 
     outputs = {over_time, by_layer, ratio, conflict, signal, scatter, spread}

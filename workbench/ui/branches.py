@@ -53,7 +53,11 @@ def build(session: Session) -> View:
         elem_id="branch-metric",
         allow_custom_value=True,
     )
-    chart = live_plot(430, "plot-branches")
+    chart = live_plot(
+        430,
+        "plot-branches",
+        "Steps that branches share are drawn once, by the branch they were made in.",
+    )
     table = live_table(320, "branch-table")
 
     def draw(values: Values) -> Updates:

@@ -76,7 +76,9 @@ def build(session: Session) -> View:
         )
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
-            overlay = live_plot(330, "plot-compare")
+            overlay = live_plot(
+                330, "plot-compare", "The chosen metric of the chosen runs, step by step."
+            )
         with gr.Column(scale=2):
             different = live_table(330, "compare-settings")
     with gr.Row():

@@ -10,6 +10,7 @@ from workbench import plots
 from workbench.probes.coordinator import Against
 from workbench.records import CoordinatorEffect, Sample
 from workbench.session import Session
+from workbench.ui.absent import absent
 from workbench.ui.parts import (
     Updates,
     Values,
@@ -17,12 +18,14 @@ from workbench.ui.parts import (
     card,
     figure_json,
     help_text,
+    lacking,
     live_plot,
     page,
     pair,
     prompt_block,
     quiet,
     told,
+    whole,
 )
 
 TITLE = "Coordinator"
@@ -35,10 +38,40 @@ HELP = (
 )
 _LISTED = 40  # prompts of each split offered for picking
 
+_HINTS = {
+    "plot-difference": (
+        "Bars up: tokens that became likelier through w. The line: how far the whole "
+        "distribution moved at that position."
+    ),
+    "plot-coordinator-norms": (
+        "The size of the coordinator's change of each layer against the layer's own "
+        "weights. Flat: it has stopped growing."
+    ),
+    "plot-singular-values": (
+        "One bright column at the left: w writes along one direction of that matrix."
+    ),
+    "plot-effective-ranks": (
+        "How many directions w uses, at most its rank. Near 1 it writes along one direction "
+        "of each matrix."
+    ),
+    "plot-singular-history": "Which directions of this matrix grow.",
+    "plot-dose": (
+        "Same problems, same noise, w scaled. A band clear of zero is an effect; 1 is the "
+        "scale the run trains with."
+    ),
+    "plot-ablation": (
+        "Above: how far the distributions move when one layer's w is switched off. Below: "
+        "the reward it earns, with its 95 % interval."
+    ),
+}
+"""How to read each figure."""
+
 
 def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
+    why = absent(session.config).coordinator
+    lacking(why and f"{why} It stays as it began, so off and on are the same.")
     problems = {
         f"{problem.id}: {problem.prompt.strip()}": problem
         for split in ("validation", "hard", "train")
@@ -79,19 +112,19 @@ def build(session: Session) -> View:
                 seed = gr.Number(0, label="Noise seed", precision=0, minimum=0, min_width=110)
             greedy = gr.Checkbox(False, label="Greedy: no noise at all", elem_id="greedy")
             compare = gr.Button("Compare", variant="primary", size="md", elem_id="compare")
-        with gr.Column(scale=3, min_width=560):
+        with gr.Column(scale=3, min_width=320):
             texts = page(quiet("Press Compare: the texts appear here side by side."), "effect")
-            bars = live_plot(250, "plot-difference")
+            bars = live_plot(250, "plot-difference", _HINTS["plot-difference"])
     with gr.Row():
-        norms = live_plot(320, "plot-coordinator-norms")
-        spectrum = live_plot(320, "plot-singular-values")
+        norms = live_plot(320, "plot-coordinator-norms", _HINTS["plot-coordinator-norms"])
+        spectrum = live_plot(320, "plot-singular-values", _HINTS["plot-singular-values"])
     with gr.Row(equal_height=True):
-        ranks = live_plot(300, "plot-effective-ranks")
+        ranks = live_plot(300, "plot-effective-ranks", _HINTS["plot-effective-ranks"])
         with gr.Column(scale=1, min_width=400):
             module = gr.Dropdown(
                 [], label="Singular values over time, of this matrix", elem_id="module"
             )
-            history = live_plot(230, "plot-singular-history")
+            history = live_plot(230, "plot-singular-history", _HINTS["plot-singular-history"])
 
     with gr.Row():
         ask_dose = gr.Button("Measure the reward at every scale", size="md", elem_id="ask-dose")
@@ -99,24 +132,24 @@ def build(session: Session) -> View:
             "Switch off one layer at a time", size="md", elem_id="ask-ablation"
         )
     with gr.Row():
-        dose = live_plot(280, "plot-dose")
-        ablation = live_plot(280, "plot-ablation")
+        dose = live_plot(280, "plot-dose", _HINTS["plot-dose"])
+        ablation = live_plot(280, "plot-ablation", _HINTS["plot-ablation"])
 
     hinted = gr.State(False)
 
     def draw(values: Values) -> Updates:
         coordinator = session.frame("coordinator")
         updates: Updates = {
-            norms: figure_json(plots.coordinator_norms(coordinator)),
-            spectrum: figure_json(plots.singular_values(coordinator)),
-            ranks: figure_json(plots.effective_ranks(coordinator)),
+            norms: figure_json(plots.coordinator_norms(coordinator), why),
+            spectrum: figure_json(plots.singular_values(coordinator), why),
+            ranks: figure_json(plots.effective_ranks(coordinator), why),
         }
         modules = list(dict.fromkeys(coordinator["module"]))
         chosen = values[module] or (modules[0] if modules else None)
         if modules and not values[module]:
             updates[module] = gr.update(choices=modules, value=chosen)
         updates[history] = figure_json(
-            plots.singular_values_over_time(coordinator, chosen or "a matrix")
+            plots.singular_values_over_time(coordinator, chosen or "a matrix"), why
         )
         if not values[hinted]:  # what is done on demand says so once, then keeps what it shows
             updates[hinted] = True
@@ -147,7 +180,7 @@ def build(session: Session) -> View:
             answer=right.strip() or None,
             rollouts=int(rollouts),
             greedy=no_noise,
-            seed=int(noise),
+            seed=whole(noise, "Noise seed"),
         )
         last = effects[-1]
         figure = plots.logprob_difference(last.other.tokens, last.logprob_difference, last.kl)

@@ -21,6 +21,7 @@ from workbench.ui.parts import (
     prompt_block,
     quiet,
     told,
+    whole,
 )
 
 HELP = (
@@ -77,9 +78,15 @@ class CounterfactualPanel:
                     [NOW], value=NOW, label="Its weights", elem_id="what-weights"
                 )
                 ask = gr.Button("Write it again", variant="primary", size="md", elem_id="what-ask")
-            with gr.Column(scale=3, min_width=560):
+            with gr.Column(scale=3, min_width=320):
                 texts = page(quiet("Both texts appear here side by side."), "what-texts")
-                bars = live_plot(250, "plot-counterfactual")
+                bars = live_plot(
+                    250,
+                    "plot-counterfactual",
+                    "Bars up: tokens of the text that the other policy finds likelier than its "
+                    "writer did.",
+                    "How much likelier the other policy finds each token of the text.",
+                )
         wire: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         source.input(lambda kind: gr.update(visible=kind == PASTED), source, paste, **wire)
 
@@ -97,7 +104,7 @@ class CounterfactualPanel:
                     answer=values[answer].strip() or None,
                     finished=values[finished],
                     rollouts=int(values[draws]),
-                    seed=int(values[seed] or 0),
+                    seed=whole(values[seed], "Noise seed"),
                     **other,
                 )
             else:

@@ -28,15 +28,22 @@ from workbench.ui.parts import (
     quiet,
     table_json,
     told,
+    whole,
 )
 from workbench.worker import SessionError
 
 TITLE = "Data"
 HELP = (
     "What the run trains and is evaluated on. Click a row to see it <b>token by token as the model "
-    "sees it</b>, chat template included; the solution of a demonstration is shaded. Below, try "
-    "the run's reward on any completion, and look for prompts to evaluate on that the training "
-    "data gives away."
+    "sees it</b>, chat template included; the solution of a demonstration is shaded."
+)
+REWARD_HELP = (
+    "<b>Try the reward</b>: what the run would give for a completion, part by part. Click a row "
+    "above for its prompt and right answer."
+)
+OVERLAP_HELP = (
+    "<b>Overlaps</b>: prompts to evaluate on that the training prompts or demonstrations give "
+    "away, equal ones and those that share a run of so many words in a row."
 )
 SPLITS = ("train", "validation", "hard", "demonstrations")
 _COLUMNS = [
@@ -66,18 +73,24 @@ def build(session: Session) -> View:
         with gr.Column(scale=3, min_width=460):
             table = live_table(430, "data-table")
         with gr.Column(scale=2, min_width=380):
-            lengths = live_plot(430, "plot-lengths")
+            lengths = live_plot(
+                430,
+                "plot-lengths",
+                "Prompts of each split and the demonstrations' solutions, in tokens.",
+            )
     detail = page(quiet("Click a row to see its tokens."), "data-detail")
-    with gr.Row(equal_height=True):
+    help_text(REWARD_HELP)
+    with gr.Row(equal_height=False):
         prompt = gr.Textbox(label="Prompt", elem_id="score-prompt", lines=2, scale=2)
         answer = gr.Textbox(label="Right answer", elem_id="score-answer", lines=2, scale=1)
         completion = gr.Textbox(label="Completion", elem_id="score-completion", lines=2, scale=2)
-        ask = gr.Button("Score it", elem_id="score", size="md", scale=1, min_width=120)
-    scored = page(quiet("Click a row, type a completion and press Score it."), "scored")
-    with gr.Row(equal_height=True):
-        words = gr.Number(8, label="Words in a run", precision=0, minimum=1, scale=1)
-        look = gr.Button("Look for overlaps", elem_id="overlaps", size="md", scale=1, min_width=180)
-    found = live_table(320, "overlap-table")
+        ask = gr.Button("Score it", elem_id="score", size="md", scale=0, min_width=120)
+    scored = page("", "scored")
+    help_text(OVERLAP_HELP)
+    with gr.Row(equal_height=False):
+        words = gr.Number(8, label="Words in a row", precision=0, minimum=1, scale=0, min_width=160)
+        look = gr.Button("Look for overlaps", elem_id="overlaps", size="md", scale=0, min_width=180)
+    found = live_table(320, "overlap-table", "Nothing was looked for yet.")
 
     drawn = gr.State("")  # the split this browser shows: data do not change in a run
 
@@ -116,7 +129,7 @@ def build(session: Session) -> View:
     ask.click(told(try_reward), [prompt, answer, completion], scored, **quietly)
 
     def look_for(n: float) -> str:
-        return overlap_table(session.overlaps(int(n)))
+        return overlap_table(session.overlaps(whole(n, "Words in a row")))
 
     look.click(told(look_for), words, found, **quietly)
     return view

@@ -19,18 +19,20 @@ class FromFinding:
     """A chooser of findings with three buttons. `rewind_to` is the field that a step is put in."""
 
     def __init__(self, session: Session, rewind_to: Any) -> None:
-        with gr.Row():
+        with gr.Column(visible=False) as self.all:
             self.chosen = gr.Dropdown(
                 [],
                 label="Do something about",
+                info="Before it: the step to rewind to. Samples: what carries it. Fork: a new run "
+                "from before it, with the suggested setting.",
                 elem_id="finding",
                 allow_custom_value=True,
-                container=True,
             )
-        with gr.Row():
-            before = gr.Button("Before it", size="md", elem_id="finding-before", min_width=80)
-            samples = gr.Button("Samples", size="md", elem_id="finding-samples", min_width=80)
-            fork = gr.Button("Fork", size="md", elem_id="finding-fork", min_width=80)
+            with gr.Row():
+                before = gr.Button("Before it", size="md", elem_id="finding-before", min_width=80)
+                samples = gr.Button("Samples", size="md", elem_id="finding-samples", min_width=80)
+                fork = gr.Button("Fork", size="md", elem_id="finding-fork", min_width=80)
+        self.shown = (self.all, self.chosen)
         self.samples = page("", "finding-shown")
 
         def go_before(key: str | None) -> int:
@@ -62,7 +64,10 @@ class FromFinding:
             for row in keyed.iloc[::-1].itertuples()
         ]
         newest = choices[0][1] if choices else None
-        return {self.chosen: gr.update(choices=choices, value=newest)}
+        return {
+            self.chosen: gr.update(choices=choices, value=newest),
+            self.all: gr.update(visible=bool(choices)),
+        }
 
 
 def samples_html(session: Session, key: str) -> str:

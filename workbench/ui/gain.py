@@ -13,6 +13,7 @@ import pandas as pd
 from workbench import plots
 from workbench.probes.tokens import log_ratio_of_text
 from workbench.session import Session
+from workbench.ui.absent import absent
 from workbench.ui.parts import (
     Column,
     Updates,
@@ -21,6 +22,7 @@ from workbench.ui.parts import (
     card,
     figure_json,
     help_text,
+    lacking,
     live_plot,
     live_table,
     page,
@@ -54,10 +56,31 @@ _COLUMNS = [
     Column("ESS", 1, "effective sample size of the importance weights"),
 ]
 
+_HINTS = {
+    "plot-gain-time": (
+        "Mean over the prompts of a measurement, with its 95 % interval: above zero the "
+        "demonstrations help. An interval that crosses zero says nothing."
+    ),
+    "plot-gain-shares": (
+        "Helped and hurt: prompts whose gain is told from zero (5 % false discoveries). "
+        "Blanked: too few rollouts count to say."
+    ),
+    "plot-gain-heatmap": (
+        "A row a prompt, a column a measurement. Blue: the joint policy earns more; "
+        "vermilion: RL alone does. Click a cell to read its rollouts."
+    ),
+    "plot-gain-prompts": (
+        "The newest measurement, sorted, with 95 % intervals. Click a prompt to read its rollouts."
+    ),
+}
+"""How to read each figure."""
+
 
 def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
+    why = absent(session.config).gain
+    lacking(why)
     with gr.Row():
         estimator = gr.Radio(
             ["paired", "shared"], value="paired", label="Estimate", elem_id="estimator", scale=1
@@ -75,11 +98,11 @@ def build(session: Session) -> View:
         )
     measured = gr.State(None)
     with gr.Row():
-        over_time = live_plot(270, "plot-gain-time")
-        shares = live_plot(270, "plot-gain-shares")
+        over_time = live_plot(270, "plot-gain-time", _HINTS["plot-gain-time"])
+        shares = live_plot(270, "plot-gain-shares", _HINTS["plot-gain-shares"])
     with gr.Row():
-        heatmap = live_plot(430, "plot-gain-heatmap")
-        by_prompt = live_plot(430, "plot-gain-prompts")
+        heatmap = live_plot(430, "plot-gain-heatmap", _HINTS["plot-gain-heatmap"])
+        by_prompt = live_plot(430, "plot-gain-prompts", _HINTS["plot-gain-prompts"])
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=460):
             table = live_table(430, "gain-table")
@@ -95,11 +118,11 @@ def build(session: Session) -> View:
             known = gain[(gain["estimator"] != "paired") | ~gain["step"].isin(fresh["step"])]
             gain = pd.concat([known, fresh], ignore_index=True) if len(known) else fresh
         return {
-            over_time: figure_json(plots.gain_over_time(gain)),
-            shares: figure_json(plots.gain_shares(gain, kind)),
-            heatmap: figure_json(plots.gain_heatmap(gain, kind, rows=values[rows])),
-            by_prompt: figure_json(plots.gain_by_prompt(gain, estimator=kind)),
-            table: gain_table(gain, kind),
+            over_time: figure_json(plots.gain_over_time(gain), why),
+            shares: figure_json(plots.gain_shares(gain, kind), why),
+            heatmap: figure_json(plots.gain_heatmap(gain, kind, rows=values[rows]), why),
+            by_prompt: figure_json(plots.gain_by_prompt(gain, estimator=kind), why),
+            table: gain_table(gain, kind, why),
         }
 
     view = View({estimator, rows, measured}, {over_time, shares, heatmap, by_prompt, table}, draw)
@@ -138,8 +161,13 @@ def build(session: Session) -> View:
     return view
 
 
-def gain_table(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> str:
-    """The newest gain of each prompt, largest first, as a live table takes it."""
+def gain_table(
+    gain: pd.DataFrame, estimator: Literal["paired", "shared"], because: str = ""
+) -> str:
+    """The newest gain of each prompt, largest first, as a live table takes it.
+
+    `because`: why there is none for good, if there is none.
+    """
     chosen = gain[gain["estimator"] == estimator].assign(verdict=plots.verdicts(gain))
     chosen = chosen.sort_values("step", kind="stable").drop_duplicates("prompt_id", keep="last")
     chosen = chosen.sort_values("gain", ascending=False, kind="stable")
@@ -158,7 +186,7 @@ def gain_table(gain: pd.DataFrame, estimator: Literal["paired", "shared"]) -> st
         )
         for row in chosen.itertuples()
     ]
-    empty = f"No {estimator} gain has been measured yet."
+    empty = because or f"No {estimator} gain has been measured yet."
     shown = len(_COLUMNS) - (estimator == "paired")  # paired rollouts have no weights
     cells = [row[:shown] for row in rows]
     return table_json(_COLUMNS[:shown], cells, list(chosen["prompt_id"]), empty)

@@ -25,6 +25,7 @@ from workbench.ui.parts import (
     quiet,
     table_json,
     told,
+    whole,
 )
 
 HELP = (
@@ -92,7 +93,12 @@ class LedgerView:
                 with gr.Row(visible=False) as decide:
                     aside = gr.Button("Set it aside", size="md", elem_id="set-aside")
                     back = gr.Button("Take it back", size="md", elem_id="take-back")
-            self.visits = live_plot(300, "plot-visits")
+            self.visits = live_plot(
+                300,
+                "plot-visits",
+                "Above: what each visit pushed with RL (blue) or against it, and the sum so far ± "
+                "its standard error. Below: its loss.",
+            )
         quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         def pick(show_quality: bool, event: gr.EventData) -> Updates:
@@ -117,7 +123,9 @@ class LedgerView:
         back.click(change("take_back"), [self.picked, reveal], outputs, **quietly)
 
         def set_suspects_aside(n: float, picked: str, show_quality: bool) -> Updates:
-            ids = list(suspects(session.ledger(), int(n))["demonstration_id"])
+            ids = list(
+                suspects(session.ledger(), whole(n, "How many suspects"))["demonstration_id"]
+            )
             session.set_aside(ids)
             gr.Info(f"{len(ids)} demonstrations are set aside from the next step on.")
             return self.draw(picked, show_quality)
@@ -127,7 +135,7 @@ class LedgerView:
         def exported(n: float) -> str:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "suspects.jsonl"
-                if session.export_suspects(file, int(n)) == 0:
+                if session.export_suspects(file, whole(n, "How many suspects")) == 0:
                     raise ValueError("No demonstration has a score yet: take a step first.")
                 return file.read_text(encoding="utf-8")
 

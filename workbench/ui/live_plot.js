@@ -12,6 +12,7 @@ let drawn = null;
 function draw() {
   if (!props.value || box.offsetWidth === 0) return; // the resize observer draws once it is seen
   drawn = props.value;
+  box.querySelector(":scope > .wb-quiet")?.remove(); // what was said while nothing was drawn
   const figure = JSON.parse(drawn);
   const style = getComputedStyle(element);
   const quiet = style.getPropertyValue("--body-text-color-subdued");

@@ -62,6 +62,7 @@ function draw() {
     table.columns.forEach((column, c) => {
       const cell = make("td", shown(table.rows[at][c], column), row);
       if (column.digits !== undefined) cell.classList.add("number");
+      else if (column.wrap) cell.classList.add("wrap");
       else cell.title = cell.textContent;
     });
     const pick = () => {

@@ -19,6 +19,7 @@ import gradio as gr
 import plotly
 import plotly.graph_objects as go
 
+from workbench import plots
 from workbench.config import ConfigError
 from workbench.store import RunFolderError
 from workbench.worker import SessionError
@@ -44,16 +45,20 @@ class View:
     """The tab's contents for what the run holds now."""
 
 
-def live_plot(height: int, name: str) -> Any:
+def live_plot(height: int, name: str, hint: str = "", waiting: str = "") -> Any:
     """A figure that keeps its zoom through updates; give it `figure_json`.
 
+    `hint`: how to read it, behind the "?" in its corner. `waiting`: shown until it is first drawn.
     Its event `pick` carries a clicked point's data and x. Plotly comes from the installed package,
     never from the network.
     """
     gr.set_static_paths([_PLOTLY])
+    told_how = html.escape(hint)
+    mark = f'<span class="wb-hint" tabindex="0" data-hint="{told_how}">?</span>' if hint else ""
+    box = f'<div class="wb-plot" style="height:{height}px">{quiet(waiting)}</div>'
     return gr.HTML(
         "",
-        html_template=f'<div class="wb-plot" style="height:{height}px"></div>',
+        html_template=box + mark,
         js_on_load=(_HERE / "live_plot.js").read_text(encoding="utf-8"),
         head=f'<script src="gradio_api/file={_PLOTLY.as_posix()}"></script>',
         elem_id=name,
@@ -62,15 +67,20 @@ def live_plot(height: int, name: str) -> Any:
     )
 
 
-def figure_json(figure: go.Figure) -> str:
-    """A figure as a live plot takes it."""
+def figure_json(figure: go.Figure, because: str = "") -> str:
+    """A figure as a live plot takes it. `because`: why it is empty for good, if it is empty."""
+    if because and not figure.data:
+        figure = plots.empty(figure.layout.title.text, because)
     return str(figure.to_json())
 
 
-def live_table(height: int, name: str) -> Any:
-    """A sortable table; give it `table_json`. `pick`: the id of the row clicked."""
+def live_table(height: int, name: str, waiting: str = "") -> Any:
+    """A sortable table; give it `table_json`. `pick`: the id of the row clicked.
+
+    `waiting`: shown until it is first filled.
+    """
     return gr.HTML(
-        "",
+        table_json([], [], [], waiting),
         html_template=f'<div class="wb-table" style="max-height:{height}px"></div>',
         js_on_load=(_HERE / "live_table.js").read_text(encoding="utf-8"),
         elem_id=name,
@@ -86,6 +96,8 @@ class Column:
     label: str
     digits: int | None = None
     help: str = ""
+    wrap: bool = False
+    """Long texts are broken into lines, not cut."""
 
 
 def table_json(
@@ -100,7 +112,8 @@ def table_json(
     `empty` is shown where there are no rows. `selected` marks a row; None leaves the mark alone.
     """
     described = [
-        {"label": c.label, "help": c.help} | ({} if c.digits is None else {"digits": c.digits})
+        {"label": c.label, "help": c.help, "wrap": c.wrap}
+        | ({} if c.digits is None else {"digits": c.digits})
         for c in columns
     ]
     table: dict[str, object] = {
@@ -136,6 +149,12 @@ def quiet(text: str) -> str:
     return f'<p class="wb-quiet">{html.escape(text)}</p>'
 
 
+def lacking(why: str) -> None:
+    """A line at the top of a tab whose numbers a run does not have; nothing where it has them."""
+    if why:
+        page(f'<p class="wb-lacking">{html.escape(why)}</p>')
+
+
 def reward_chip(reward: float) -> str:
     """A reward as a small coloured label."""
     if math.isnan(reward):
@@ -161,6 +180,13 @@ def card(title: str, note: str, reward: float | None, body: str) -> str:
 def pair(cards: Sequence[str]) -> str:
     """Cards side by side, where there is room."""
     return f'<div class="wb-pair">{"".join(cards)}</div>'
+
+
+def whole(value: float | None, field: str) -> int:
+    """A number field as a whole number. Raises ConfigError, naming the field, where it is empty."""
+    if value is None:
+        raise ConfigError(f"{field}: enter a whole number")
+    return int(value)
 
 
 def told(action: Callable[..., Any]) -> Callable[..., Any]:

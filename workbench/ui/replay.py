@@ -30,6 +30,7 @@ from workbench.ui.parts import (
     quiet,
     table_json,
     told,
+    whole,
 )
 
 if sys.version_info >= (3, 11):
@@ -70,14 +71,7 @@ def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
     with gr.Row(equal_height=True):
-        step = gr.Number(
-            None,
-            label="Step",
-            placeholder="empty: the last",
-            precision=0,
-            minimum=1,
-            elem_id="replay-step",
-        )
+        step = gr.Number(1, label="Step", precision=0, minimum=1, elem_id="replay-step")
         changes = gr.Textbox(
             label="Changes",
             placeholder="e.g. rl_weight=0.9 base_lr=1e-5; empty: the step as it was",
@@ -91,19 +85,38 @@ def build(session: Session) -> View:
             scale=3,
         )
         start = gr.Button("Replay", variant="primary", elem_id="replay")
+    offered = gr.State(1)
     said = page(quiet("Choose a step and press Replay."), "replay-said")
     with gr.Row():
-        gradients = live_plot(300, "plot-layer-gradients")
-        activations = live_plot(300, "plot-layer-activations")
-        updates = live_plot(300, "plot-updates")
-    differences = live_table(300, "replay-differences")
+        gradients = live_plot(
+            300,
+            "plot-layer-gradients",
+            "Where along the network the gradient of each objective grows or fades.",
+            "The gradient at each layer.",
+        )
+        activations = live_plot(
+            300,
+            "plot-layer-activations",
+            "Root mean square of what each layer puts out: a jump is where numbers get too large.",
+            "The size of each layer's output.",
+        )
+        updates = live_plot(
+            300,
+            "plot-updates",
+            "How far the step moved the weights of each layer, against their size.",
+            "How far each layer was moved.",
+        )
+    differences = live_table(300, "replay-differences", "What differs, the largest first.")
     texts = page("", "replay-texts")
 
     def draw(values: Values) -> Updates:
-        return {}  # nothing here follows the run: what was asked for stays
+        if values[step] != values[offered]:  # a person has entered another
+            return {}
+        newest = max(session.step_number, 1)
+        return {step: newest, offered: newest}
 
     def run(number: float | None, entered: str, beside: str) -> tuple[Any, ...]:
-        asked = max(session.step_number, 1) if number is None else int(number)
+        asked = whole(number, "Step")
         first = session.replay(asked, trace=True, **changes_of(entered))
         second = session.replay(asked, trace=True, **changes_of(beside)) if beside.strip() else None
         layers, moved = (second.layers, second.updates) if second else (None, None)
@@ -121,7 +134,7 @@ def build(session: Session) -> View:
     asked = [step, changes, other]
     for press in (start.click, changes.submit, other.submit):
         press(told(run), asked, shown, **wire)
-    return View(set(), set(), draw)
+    return View({step, offered}, {step, offered}, draw)
 
 
 def changes_of(text: str) -> dict[str, Any]:

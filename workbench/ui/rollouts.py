@@ -12,6 +12,7 @@ from workbench import plots
 from workbench.probes.tokens import terms_known, token_frame
 from workbench.records import RolloutRow
 from workbench.session import Session
+from workbench.ui.absent import absent
 from workbench.ui.counterfactual import CounterfactualPanel
 from workbench.ui.parts import (
     Column,
@@ -20,6 +21,7 @@ from workbench.ui.parts import (
     View,
     card,
     help_text,
+    lacking,
     live_table,
     page,
     prompt_block,
@@ -60,6 +62,8 @@ _PULL_FIELDS = ("rl_alignment", "rl_cosine", "sft_alignment", "grad_norm")
 def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
+    why = absent(session.config).rollouts
+    lacking(why)
     with gr.Row(equal_height=True):
         step = gr.Slider(1, 2, 1, step=1, label="Step", elem_id="rollout-step", scale=3)
         follow = gr.Checkbox(True, label="Follow the newest step", elem_id="follow", scale=1)
@@ -80,7 +84,7 @@ def build(session: Session) -> View:
         if not row_id and len(rollouts):
             row_id = _ids(rollouts)[0]
         return {
-            table: rollout_table(rollouts, row_id),
+            table: rollout_table(rollouts, row_id, why),
             selected: row_id,
             detail: rollout_detail(session, row_id, colouring),
         }
@@ -91,7 +95,7 @@ def build(session: Session) -> View:
         nonlocal highest
         last = session.reader.last_step()
         if last == 0:
-            return {table: rollout_table(None, "")}
+            return {table: rollout_table(None, "", why)}
         highest = max(highest, last)
         number = last if values[follow] else min(int(values[step]), last)
         slider = gr.update(maximum=highest, value=number)
@@ -129,9 +133,12 @@ def _ids(rollouts: pd.DataFrame) -> list[str]:
     ]
 
 
-def rollout_table(rollouts: pd.DataFrame | None, selected: str) -> str:
-    """The rollouts of a step as a live table takes them. `rollouts`: `Run.rollouts(step)`."""
-    empty = "No rollouts yet: press Run, or take a step."
+def rollout_table(rollouts: pd.DataFrame | None, selected: str, because: str = "") -> str:
+    """The rollouts of a step as a live table takes them. `rollouts`: `Run.rollouts(step)`.
+
+    `because`: why there are none for good, if there are none.
+    """
+    empty = because or "No rollouts yet: press Run, or take a step."
     if rollouts is None or rollouts.empty:
         return table_json(_COLUMNS, [], [], empty)
     groups = {prompt_id: at for at, prompt_id in enumerate(rollouts["prompt_id"].unique(), start=1)}

@@ -10,10 +10,11 @@ import gradio as gr
 import pandas as pd
 
 from workbench import plots
-from workbench.config import ConfigError, Knob
+from workbench.config import Knob
 from workbench.config.sections import ProbesConfig
 from workbench.probes.cost import probe_costs
 from workbench.session import Session
+from workbench.ui.absent import absent, used_knobs
 from workbench.ui.findings import findings_html
 from workbench.ui.from_finding import FromFinding
 from workbench.ui.parts import (
@@ -29,7 +30,9 @@ from workbench.ui.parts import (
     quiet,
     table_json,
     told,
+    whole,
 )
+from workbench.ui.replay import changes_of
 
 TITLE = "Run"
 HELP = (
@@ -38,22 +41,25 @@ HELP = (
     "lines mark what you changed. Drag in a plot to zoom (it stays zoomed), double-click to go "
     "back."
 )
-
-
+COSTS_HELP = (
+    "<b>What each probe costs</b>, over the newest 20 steps. A probe only measures; its schedule "
+    "is the setting named here, in the config of a new run or as a change of a fork (0: never)."
+)
 _COSTS = [
-    Column("probe", help="what is measured beside training; hover a row for more"),
-    Column("schedule", help="set in the config, see the setting's name; 0 is off"),
-    Column("share of the time", 1, "per cent of the newest 20 steps"),
+    Column("probe"),
+    Column("schedule"),
+    Column("% of the time", 1, "share of the newest 20 steps' whole time, per cent"),
     Column("s a step", 3, "mean over the newest 20 steps"),
     Column("s when due", 3, "mean over those of them that had it"),
     Column("setting"),
-    Column("what it measures"),
+    Column("what it measures", wrap=True),
 ]
 
 
 def build(session: Session) -> View:
     """Lay the tab out and wire its buttons."""
     help_text(HELP)
+    lacks = absent(session.config)
     with gr.Row(equal_height=False):
         with gr.Column(scale=0, min_width=320):
             at_step = _controls(session)
@@ -61,35 +67,42 @@ def build(session: Session) -> View:
                 findings = page("", "findings")
                 about = FromFinding(session, at_step)
             knobs = _knobs(session)
-        with gr.Column(scale=1, min_width=600):
+        with gr.Column(scale=1, min_width=320):
             figures = _figures()
-            seconds = live_plot(250, "plot-seconds")
+            seconds = live_plot(
+                250, "plot-seconds", "Where the time of a step goes, phase by phase."
+            )
+            help_text(COSTS_HELP)
             costs = live_table(300, "probe-costs")
-    seen_settings, seen_findings = gr.State(""), gr.State("")
+    seen_settings, seen_findings, offered = gr.State(""), gr.State(""), gr.State(0)
+
+    because = dict.fromkeys(figures, lacks.rollouts)
+    because |= {"gain": lacks.gain, "loss": "", "accuracy": "", "grad_norm": ""}
 
     def draw(values: Values) -> Updates:
         metrics, commands = session.frame("metrics"), session.frame("commands")
         found = session.frame("findings")
         live, told = commands[commands["live"]], found[found["live"]]
         updates: Updates = {
-            plot: figure_json(plots.curves(metrics, name, live, told))
+            plot: figure_json(plots.curves(metrics, name, live, told), because[name])
             for name, plot in figures.items()
         }
+        if values[at_step] == values[offered]:  # else: a person has entered another
+            updates[at_step] = updates[offered] = session.step_number
         updates[seconds] = figure_json(plots.phase_seconds(metrics))
         updates[costs] = cost_table(metrics, session.config.probes)
         listed = findings_html(found)
         if listed != values[seen_findings]:  # else: leave open what was opened
             updates[findings] = updates[seen_findings] = listed
             updates |= about.update(found)
-        settings = repr([session.config.get(knob.name) for knob in session.knobs])
+        settings = repr([session.config.get(name) for name in knobs])
         if settings != values[seen_settings]:  # else: leave what is being typed
             updates[seen_settings] = settings
-            for knob in session.knobs:
-                updates[knobs[knob.name]] = session.config.get(knob.name)
+            updates |= {field: session.config.get(name) for name, field in knobs.items()}
         return updates
 
-    outputs = {*figures.values(), seconds, costs, findings, about.chosen, *knobs.values()}
-    seen = {seen_settings, seen_findings}
+    outputs = {*figures.values(), seconds, costs, findings, *about.shown, *knobs.values()}
+    seen = {seen_settings, seen_findings, offered, at_step}
     return View(seen, outputs | seen, draw)
 
 
@@ -113,7 +126,7 @@ def _controls(session: Session) -> Any:
         )
     with gr.Accordion("Rewind or fork", open=False):
         at = gr.Number(
-            None,
+            0,
             label="Step",
             info="The run's state at the end of this step; 0 is the start.",
             precision=0,
@@ -127,34 +140,42 @@ def _controls(session: Session) -> Any:
             placeholder="empty: beside this run",
             elem_id="fork-folder",
         )
+        changes = gr.Textbox(
+            label="Changes in the fork",
+            placeholder="e.g. base_lr=1e-5 group_size=4; empty: none",
+            elem_id="fork-changes",
+        )
         fork = gr.Button("Fork from it", size="md", elem_id="fork")
 
-    def asked(step: float | None) -> int:
-        if step is None:
-            raise ConfigError("Step: say at the end of which step")
-        return int(step)
-
-    def fork_at(step: float | None, path: str) -> None:
-        name = f"{session.run_dir.name}-from-{asked(step)}-{time.strftime('%H%M%S')}"
+    def fork_at(step: float | None, path: str, entered: str) -> None:
+        at_end_of = whole(step, "Step")
+        name = f"{session.run_dir.name}-from-{at_end_of}-{time.strftime('%H%M%S')}"
         target = path.strip() or str(session.run_dir.parent / name)
-        session.fork(target, step=asked(step)).close()
+        session.fork(target, step=at_end_of, **changes_of(entered)).close()
         gr.Info(f"Forked. Open it with: python app.py --run {html.escape(target)}", duration=30)
 
+    def go() -> None:
+        if session.state == "paused":  # to the end that was set
+            session.go_on()
+        else:
+            session.start()
+
     wire: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    run.click(told(lambda: session.start()), **wire)
+    run.click(told(go), **wire)
     pause.click(told(lambda: session.pause()), **wire)
     step.click(told(lambda: session.start(1)), **wire)
-    step_n.click(told(lambda n: session.start(int(n))), count, **wire)
+    step_n.click(told(lambda n: session.start(whole(n, "N"))), count, **wire)
     wire["show_progress"] = "minimal"
-    rewind.click(told(lambda n: session.rewind(asked(n))), at, **wire)
-    fork.click(told(fork_at), [at, folder], **wire)
+    rewind.click(told(lambda n: session.rewind(whole(n, "Step"))), at, **wire)
+    fork.click(told(fork_at), [at, folder, changes], **wire)
     return at
 
 
 def _knobs(session: Session) -> dict[str, Any]:
     with gr.Accordion("Live settings", open=True):
-        gr.HTML(quiet("They hold from the next step on."))
-        fields = {knob.name: _field(knob, session) for knob in session.knobs}
+        page(quiet("They hold from the next step on, and are marked on the curves."))
+        used = used_knobs(session.config)
+        fields = {knob.name: _field(knob, session) for knob in session.knobs if knob.name in used}
         apply = gr.Button("Apply settings", size="md", elem_id="apply")
 
     def change(*entered: float | None) -> None:
@@ -206,7 +227,7 @@ def _figures() -> dict[str, Any]:
     for at in range(0, len(names), 3):
         with gr.Row():
             for name in names[at : at + 3]:
-                figures[name] = live_plot(246, f"plot-{name}")
+                figures[name] = live_plot(246, f"plot-{name}", plots.PANELS[name].what)
     return figures
 
 
