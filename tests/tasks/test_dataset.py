@@ -244,6 +244,22 @@ def test_what_is_wrong_is_said_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_csvs_cells_are_texts_as_they_stand(tmp_path: Path) -> None:
+    """Also behind the byte order mark that spreadsheets write."""
+    rows = [
+        ("NA", "so 007", "007"),
+        ("None", "", "1e3"),
+        ("a\nb, c", "so 3.10", "3.10"),
+        ("é", "", "x"),
+    ]
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([("question", "working", "result"), *rows])
+    found = task(path, validation_share=0.0, data_shuffle=False)
+    assert [(p.prompt, p.answer) for p in found.problems("train")] == [(q, a) for q, _, a in rows]
+    assert [d.solution for d in found.demonstrations()] == ["so 007", "so 3.10"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -252,13 +268,18 @@ def test_what_is_wrong_is_said_in_one_line(
         ("broken.jsonl", '{"question": "a"\n{"', "task.data: cannot read .*broken.jsonl"),
         ("broken.parquet", "PAR", "task.data: cannot read .*broken.parquet"),
         ("empty.csv", "", "task.data: cannot read .*empty.csv"),
+        ("empty.jsonl", "", "task.data: .*empty.jsonl' is empty"),
+        ("late.jsonl", '{"question": "a"}\n\n{"question": }\n', "line 3, character 14: Expecting"),
+        ("list.jsonl", '{"question": "a"}\n["b"]\n', "line 2 is no JSON object"),
+        ("latin.jsonl", '{"question": "a"}\n{"question": "\udce9"}\n', "line 2 is no UTF-8 text"),
+        ("wide.csv", "question,working,result\na,b,1\nc,d,2,e\n", "Expected 3 fields in line 3"),
     ],
 )
 def test_unreadable_files_are_named(
     tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content, encoding="utf-8")
+        (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError, match=message) as error:
         task(tmp_path / name)
     assert "\n" not in str(error.value)

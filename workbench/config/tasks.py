@@ -186,6 +186,8 @@ class DatasetTaskConfig(TaskSettings):
     @field_validator("data")
     @classmethod
     def _few_rows(cls, data: str | tuple[dict[str, Any], ...]) -> Any:
+        if not data:
+            raise ValueError("task.data: is empty; name a file or a hub dataset, or give rows")
         if not isinstance(data, str) and len(data) > MOST_ROWS:
             raise ValueError(
                 f"task.data: {len(data)} rows are too many for the config, which every snapshot "

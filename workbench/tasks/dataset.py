@@ -17,6 +17,7 @@ occurs in both splits. [ours]
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +55,7 @@ def read_table(data: str, split: str) -> Dataset:
     Raises ConfigError where there is no such file or dataset, or it cannot be read.
     """
     import datasets
+    import pandas as pd
 
     path = Path(data).expanduser()
     try:
@@ -61,6 +63,13 @@ def read_table(data: str, split: str) -> Dataset:
             if not path.is_file():
                 raise ConfigError(f"task.data: there is no file {data!r}")
             kind = _FORMATS[path.suffix.lower()]
+            if kind == "json" and not path.stat().st_size:
+                raise ConfigError(f"task.data: {data!r} is empty")
+            if kind == "csv":  # as texts: '007' is no number, and 'None' no empty cell
+                cells = pd.read_csv(path, dtype=str, keep_default_na=False)
+                return datasets.Dataset.from_pandas(cells, preserve_index=False)
+            if kind == "json":
+                _check_encoding(path)
             return datasets.load_dataset(kind, data_files=str(path), split="train")
         if path.is_file():
             known = ", ".join(_FORMATS)
@@ -71,9 +80,35 @@ def read_table(data: str, split: str) -> Dataset:
         if isinstance(error, ConfigError):
             raise
         # datasets says "an error occurred" and hangs the reason on as the cause
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = _broken_line(path) or " ".join(str(error.__cause__ or error).split())
         shown = reason if len(reason) <= 200 else reason[:199] + "…"
         raise ConfigError(f"task.data: cannot read {data!r}: {shown}") from None
+
+
+def _broken_line(path: Path) -> str:
+    """The first line of a .jsonl file that is no JSON object; '' where there is none.
+
+    Arrow's messages count rows from 0, and anew in each block of a large file.
+    """
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        return ""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.strip() and not isinstance(json.loads(line.strip()), dict):
+                    return f"line {number} is no JSON object"
+            except json.JSONDecodeError as error:
+                return f"line {number}, character {error.colno}: {error.msg}"
+            except UnicodeDecodeError:
+                return f"line {number} is no UTF-8 text"
+    return ""
+
+
+def _check_encoding(path: Path) -> None:
+    """Raise ValueError where a line is no UTF-8: Arrow takes any bytes, and its rows fail later."""
+    with path.open(encoding="utf-8") as lines:
+        for _ in lines:
+            pass
 
 
 def read_rows(data: str | tuple[dict[str, Any], ...], split: str) -> tuple[list[str], Rows]:
