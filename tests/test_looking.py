@@ -55,6 +55,20 @@ def test_a_llama_has_no_weights_that_cannot_be_followed(session: Session) -> Non
     assert session.skipped_weights().empty
 
 
+def test_answers_are_checked_and_rank_the_ledger(session: Session) -> None:
+    rows = session.check_answers(["demo-0001", "demo-0000"], rollouts=3)
+    assert [row.demonstration_id for row in rows] == ["demo-0001", "demo-0000"]
+    assert session.check_answers(["demo-0001", "demo-0000"], rollouts=3) == rows
+    every = session.check_answers(rollouts=1)
+    assert len(every) == len(session.data().query("split == 'demonstrations'"))
+    visited = session.ledger(every)
+    assert visited["disagreement"].notna().all()
+    with pytest.raises(SessionError, match="no demonstration 'nobody'"):
+        session.check_answers(["nobody"])
+    with pytest.raises(SessionError, match="rollouts must be at least 1"):
+        session.check_answers(rollouts=0)
+
+
 def test_the_snapshot_that_drew_a_rollout_draws_it_again(session: Session) -> None:
     """Step 2's rollouts, and its paired ones, were drawn by the weights that step 1 left."""
     rows = session.record(2).rollouts

@@ -186,8 +186,12 @@ def test_the_suspects_are_exported_and_can_be_set_aside(config: RunConfig, tmp_p
         text = (tmp_path / "suspects.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
         expected = found[:2].rename(columns={"demonstration_id": "id"})
-        assert lines == expected[list(lines[0])].to_dict("records")
-        assert list(lines[0]) == ["id", "prompt", "solution", "score", "visits", "rank"]
+        known = [name for name in lines[0] if name != "disagreement"]
+        assert known == ["id", "prompt", "solution", "score", "visits", "rank"]
+        assert [{name: line[name] for name in known} for line in lines] == expected[known].to_dict(
+            "records"
+        )
+        assert [line["disagreement"] for line in lines] == [None, None]  # was not asked for
         assert session.export_suspects(tmp_path / "all.jsonl", threshold=-1) == len(found)
         with pytest.raises(SessionError, match="cannot write .*nowhere"):
             session.export_suspects(tmp_path / "nowhere" / "suspects.jsonl", n=2)

@@ -13,11 +13,12 @@ import pandas as pd
 
 from workbench.policy import PolicyName
 from workbench.probes.ablation import coordinator_ablation
+from workbench.probes.agreement import answer_rows
 from workbench.probes.dose import dose_response
 from workbench.probes.evaluation import greedy_accuracy
 from workbench.probes.gain import draw_paired
 from workbench.probes.ghost import skipped_weights
-from workbench.records import AblationRow, DoseRow, GainRow
+from workbench.records import AblationRow, AnswerRow, DoseRow, GainRow
 from workbench.sampling import Noise, pack
 from workbench.tasks.problem import Problem, Split
 from workbench.training.measure import probe_set
@@ -138,6 +139,44 @@ class Measuring:
             return greedy_accuracy(engine.policy, policy, engine.task, problems, engine.config)
 
         return self._worker.post("evaluate", "look", look)
+
+    def check_answers(
+        self,
+        demonstration_ids: Sequence[str] | None = None,
+        rollouts: int = 8,
+        policy: PolicyName = "joint",
+        seed: int = 0,
+    ) -> list[AnswerRow]:
+        """Do the policy's own rollouts come to the answers that the demonstrations show?
+
+        All demonstrations, or those of `demonstration_ids`, `rollouts` completions of each one's
+        prompt; `Session.ledger(answers)` ranks by it. Changes nothing in the run. Raises
+        SessionError.
+        """
+        engine = self._worker.engine
+
+        def look() -> list[AnswerRow]:
+            self._check_policy(policy)
+            if rollouts < 1:
+                raise SessionError(f"check_answers: rollouts must be at least 1 (got {rollouts})")
+            known = {shown.id: shown for shown in engine.task.demonstrations()}
+            ids = list(known) if demonstration_ids is None else list(demonstration_ids)
+            for asked in ids:
+                if asked not in known:
+                    raise SessionError(f"check_answers: the task has no demonstration {asked!r}")
+            return answer_rows(
+                engine.policy,
+                policy,
+                engine.task,
+                [known[asked] for asked in ids],
+                rollouts=rollouts,
+                noise=Noise(seed, 0, "answers"),
+                max_new_tokens=engine.config.sampling.max_new_tokens,
+                temperature=engine.config.sampling.temperature,
+                batch=engine.config.sampling.sampling_batch,
+            )
+
+        return self._worker.post("check_answers", "look", look)
 
     def skipped_weights(self) -> pd.DataFrame:
         """Weights that the numbers per demonstration and per rollout leave out; no rows: none.

@@ -342,6 +342,24 @@ class AblationRow:
 
 
 @dataclass(frozen=True)
+class AnswerRow:
+    """What a policy's rollouts say of the answer that a demonstration shows."""
+
+    demonstration_id: str
+    answer: str
+    """What its solution ends with; empty where it shows none."""
+    agree: float
+    """Share of the rollouts that come to it."""
+    other_answer: str
+    """The most frequent other answer; empty where there is none."""
+    other: float
+    """Share of the rollouts that come to that."""
+    disagreement: float
+    """other − agree, −1 to 1 (workbench/probes/agreement.py); NaN where it shows no answer."""
+    n_rollouts: int
+
+
+@dataclass(frozen=True)
 class Counterfactual:
     """A text, and what another policy would have written on the same noise."""
 

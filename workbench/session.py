@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ from workbench.config import KNOBS, Knob, RunConfig
 from workbench.inspecting import Inspecting
 from workbench.looking import Looking
 from workbench.probes.ledger import ledger, suspects
-from workbench.records import StepRecord
+from workbench.records import AnswerRow, StepRecord
 from workbench.store import Run, RunStore, open_run
 from workbench.travelling import AnyFinding, Travelling, settings_of
 from workbench.worker import Progress, SessionError, State, Worker
@@ -317,23 +317,32 @@ class Session(Looking, Inspecting, Travelling):
         """All that a finished step measured."""
         return self.reader.record(step)
 
-    def ledger(self) -> pd.DataFrame:
-        """What each demonstration has done so far, the most suspect first; probes/ledger.py."""
-        return ledger(self.frame("demonstrations"))
+    def ledger(self, answers: Sequence[AnswerRow] = ()) -> pd.DataFrame:
+        """What each demonstration has done so far, the most suspect first; probes/ledger.py.
+
+        answers: from `check_answers`; then those come first that the policy's rollouts contradict.
+        """
+        return ledger(self.frame("demonstrations"), answers)
 
     def export_suspects(
-        self, path: str | Path, n: int | None = None, threshold: float | None = None
+        self,
+        path: str | Path,
+        n: int | None = None,
+        threshold: float | None = None,
+        answers: Sequence[AnswerRow] = (),
     ) -> int:
         """Write the most suspect demonstrations as JSON lines; returns how many.
 
-        n: at most so many; threshold: those whose score is at least this. A line holds id, prompt,
-        solution, score, visits and rank. Raises SessionError where neither limit is given or the
-        file cannot be written.
+        n: at most so many; threshold: those whose score is at least this; answers: as in `ledger`.
+        A line holds id, prompt, solution, score, disagreement (null: not asked for), visits and
+        rank. Raises SessionError where neither limit is given or the file cannot be written.
         """
         if n is None and threshold is None:
             raise SessionError("export_suspects: say how many (n) or from which score (threshold)")
-        found = suspects(self.ledger(), n, threshold).rename(columns={"demonstration_id": "id"})
-        rows = found[["id", "prompt", "solution", "score", "visits", "rank"]].to_dict("records")
+        found = suspects(self.ledger(answers), n, threshold)
+        found = found.rename(columns={"demonstration_id": "id"})
+        columns = ["id", "prompt", "solution", "score", "disagreement", "visits", "rank"]
+        rows = found[columns].astype(object).where(found[columns].notna(), None).to_dict("records")
         try:
             with Path(path).open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

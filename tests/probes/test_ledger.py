@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from workbench.probes.ledger import COLUMNS, ledger, suspects
+from workbench.records import AnswerRow
 
 NAN = math.nan
 
@@ -89,6 +90,30 @@ def test_the_most_suspect_come_first_and_equals_share_a_rank() -> None:
     made = ledger(pd.DataFrame([visit(name, 1, 1.0, c) for name, c in cosines.items()]))
     assert list(made["demonstration_id"]) == ["b", "a", "c", "d"]
     assert list(made["rank"]) == [1, 2, 2, 4]
+
+
+def answered(name: str, disagreement: float) -> AnswerRow:
+    return AnswerRow(name, "42", 0.0, "", 0.0, disagreement, 8)
+
+
+def test_what_the_policys_rollouts_contradict_comes_first() -> None:
+    cosines = {"a": 0.2, "b": -0.4, "c": 0.1, "d": 0.9, "e": 0.5, "f": 0.6}
+    votes = {"a": -1.0, "b": -1.0, "c": NAN, "d": 0.75, "f": 0.75}  # of c nothing is known, like e
+    made = ledger(
+        pd.DataFrame([visit(name, 1, 1.0, c) for name, c in cosines.items()]),
+        [answered(name, value) for name, value in votes.items()],
+    )
+    assert list(made["demonstration_id"]) == ["f", "d", "c", "e", "b", "a"]
+    assert list(made["rank"]) == [1, 2, 3, 4, 5, 6]
+    shown = made.set_index("demonstration_id")["disagreement"]
+    assert shown["f"] == 0.75 and math.isnan(shown["c"]) and math.isnan(shown["e"])
+    assert list(suspects(made, n=2)["demonstration_id"]) == ["f", "d"]
+
+
+def test_an_answer_is_enough_to_be_a_suspect() -> None:
+    rows = [visit("never measured", 1, NAN, NAN), visit("nothing", 1, NAN, NAN)]
+    made = ledger(pd.DataFrame(rows), [answered("never measured", 1.0)])
+    assert list(suspects(made, n=9)["demonstration_id"]) == ["never measured"]
 
 
 def test_suspects_by_number_and_by_score() -> None:

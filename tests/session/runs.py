@@ -117,6 +117,7 @@ def look_at_everything(s: Session) -> None:
     s.dose_response([0.5], n=1, rollouts=2)
     s.coordinator_ablation(n=1, rollouts=2)
     s.skipped_weights()
+    s.check_answers(rollouts=1)
     s.counterfactual(prompt="1+2=?", text="#3", policy="baseline", rollouts=2)
     if s.step_number:
         s.counterfactual(1, 0, coordinator=0.0, snapshot_step=0)

@@ -6,12 +6,20 @@ summed over its visits it is the in-run data value of Wang et al., "Data Shapley
 Run", ICLR 2025 (arXiv 2406.11011), with J_RL in place of a validation loss. [ours: the paper of
 BRIDGE measures nothing per demonstration]
 
-A pure function of the frame "demonstrations": no model, no run folder.
+Beside it stands what the policy's own rollouts say of the answer a demonstration shows, where that
+was asked for (probes/agreement.py): it finds wrong solutions among right ones that look unfamiliar,
+where gradients and loss do not (benchmarks/results/suspects.md).
+
+A pure function of the frame "demonstrations" and such answers: no model, no run folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
+
+from workbench.records import AnswerRow
 
 COLUMNS = (
     "demonstration_id",
@@ -29,15 +37,17 @@ COLUMNS = (
     "loss_drop",
     "grad_norm",
     "score",
+    "disagreement",
     "rank",
 )
 """Columns of a ledger."""
 
 
-def ledger(demonstrations: pd.DataFrame) -> pd.DataFrame:
+def ledger(demonstrations: pd.DataFrame, answers: Sequence[AnswerRow] = ()) -> pd.DataFrame:
     """One row a demonstration, the most suspect first.
 
-    demonstrations: the frame of that name; one row a visit, in any order.
+    demonstrations: the frame of that name; one row a visit, in any order. answers: what the
+    policy's rollouts say of some of them.
 
     Columns, after the demonstration's own (`quality` is carried along and used nowhere):
         visits: times it was drawn; measured: visits with an alignment. The others are NaN and
@@ -52,7 +62,9 @@ def ledger(demonstrations: pd.DataFrame) -> pd.DataFrame:
             first; NaN with a single visit.
         grad_norm: mean of ‖g_j‖.
         score: how suspect it is, higher is more; see `suspicion`.
-        rank: 1 is the most suspect; equal scores share the better rank, NaN scores come last.
+        disagreement: of the rollouts with its answer; NaN where that was not asked for.
+        rank: 1 is the most suspect, by `score`, NaN last; equals share the better rank. With
+            `answers` by `disagreement` first, NaN as 0, no evidence, and by `score` among equals.
     """
     visits = demonstrations.sort_values("step", kind="stable")
     by_id = visits.groupby("demonstration_id", sort=True)
@@ -74,8 +86,14 @@ def ledger(demonstrations: pd.DataFrame) -> pd.DataFrame:
     drop = found["first_loss"] - found["loss"]
     found["loss_drop"] = drop.where(found["visits"] > 1)
     found["score"] = suspicion(visits).reindex(found.index)
-    found["rank"] = found["score"].rank(ascending=False, method="min", na_option="bottom")
-    found["rank"] = found["rank"].astype("int64")
+    votes = pd.Series({row.demonstration_id: row.disagreement for row in answers}, dtype="float64")
+    found["disagreement"] = votes.reindex(found.index)
+    order = found["score"].rank(ascending=False, method="min", na_option="bottom")
+    if len(votes):
+        order += (len(found) + 1) * found["disagreement"].fillna(0).rank(
+            ascending=False, method="min"
+        )
+    found["rank"] = order.rank(method="min").astype("int64")
     ordered = found.sort_values(["rank", "demonstration_id"]).reset_index()
     return ordered[list(COLUMNS)]
 
@@ -85,9 +103,9 @@ def suspects(
 ) -> pd.DataFrame:
     """Rows of a ledger: the `n` most suspect, or those whose score is at least `threshold`.
 
-    Where both are given, at most `n` of the latter. Those without a score are none.
+    Where both are given, at most `n` of the latter. Those of which nothing is known are none.
     """
-    found = ledger[ledger["score"].notna()]
+    found = ledger[ledger["score"].notna() | ledger["disagreement"].notna()]
     if threshold is not None:
         found = found[found["score"] >= threshold]
     return found.nsmallest(len(found) if n is None else n, "rank")
