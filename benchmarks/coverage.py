@@ -1,13 +1,14 @@
 """How far the numbers of the cooperative gain can be trusted: coverage, variance, shared or paired.
 
-    python benchmarks/coverage.py                # both parts: minutes on one thread
-    python benchmarks/coverage.py --part toy     # policies small enough to enumerate, no model
-    python benchmarks/coverage.py --part run     # a pocket run, 20 steps
-    python benchmarks/coverage.py --write        # also into benchmarks/results/gain.md
+    python benchmarks/coverage.py                    # all parts: half an hour on one thread
+    python benchmarks/coverage.py --part toy         # policies small enough to enumerate, no model
+    python benchmarks/coverage.py --part intervals   # other intervals, by enumerating outcomes
+    python benchmarks/coverage.py --part run         # a pocket run, 20 steps
+    python benchmarks/coverage.py --write            # also into benchmarks/results/gain.md
 
-Toy: policies over three tokens and an end, at most four tokens long, whose next-token distribution
-depends on the token before and the position. All 121 texts are enumerated, so the true gain is
-known. Rollouts are drawn as the workbench draws them, by argmax of log π + its own Gumbel noise.
+Toy: all 121 texts of the policies of toy.py are enumerated, so the true gain is known.
+
+Intervals: see intervals.py.
 
 Run: the shared rows of some steps against the paired gain of the same prompts at the same weights,
 by rewinding to where the step began.
@@ -16,7 +17,6 @@ by rewinding to where the step began.
 from __future__ import annotations
 
 import argparse
-import itertools
 import platform
 import sys
 import tempfile
@@ -26,7 +26,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from intervals import report as intervals_report
 from torch import Tensor
+from toy import PROMPTS, SHIFTS, Toy
 
 from workbench.probes.gain import (
     batch_gain,
@@ -36,14 +38,12 @@ from workbench.probes.gain import (
     shared_gain,
 )
 from workbench.probes.paired import t_quantile
-from workbench.sampling import Noise, gumbel
+from workbench.sampling import Noise
 from workbench.tasks.problem import Problem
 
 RESULTS = Path(__file__).parent / "results" / "gain.md"
-V, LENGTH = 4, 4  # token 0 ends a text
-PROMPTS, PAIRS, GROUP = 12, 8, 8
-SHIFTS = {"little": 0.25, "some": 0.8, "much": 2.0}
-"""How far the two policies are apart: standard deviation of their logits' difference."""
+PAIRS = (8, 32)
+GROUP = 8
 
 
 SHARES = (
@@ -77,59 +77,7 @@ standard deviation of 0.25, 0.8 and 2.
 """
 
 
-def texts() -> list[tuple[int, ...]]:
-    """All texts: each token in 1…V−1, then the end, or cut off at LENGTH."""
-    found = []
-    for n in range(LENGTH + 1):
-        ends = [()] if n == LENGTH else [(0,)]
-        found += [(*t, *e) for t in itertools.product(range(1, V), repeat=n) for e in ends]
-    return found
-
-
-class Toy:
-    """PROMPTS pairs of policies, with the exact probability of every text under both."""
-
-    def __init__(self, shift: float, seed: int) -> None:
-        g = torch.Generator().manual_seed(seed)
-        shape = (PROMPTS, LENGTH, V, V)  # position, token before, token
-        joint = 1.2 * torch.randn(shape, generator=g, dtype=torch.float64)
-        moved = shift * torch.randn(shape, generator=g, dtype=torch.float64)
-        self.joint = joint.log_softmax(-1)
-        self.baseline = (joint + moved).log_softmax(-1)
-        self.texts = texts()
-        self.place = {text: i for i, text in enumerate(self.texts)}
-        self.reward_PY = (torch.rand(PROMPTS, len(self.texts), generator=g) < 0.5).double()
-        self.joint_PY, self.baseline_PY = self._exact(self.joint), self._exact(self.baseline)
-        self.gain_P = ((self.joint_PY.exp() - self.baseline_PY.exp()) * self.reward_PY).sum(1)
-
-    def _exact(self, logprobs: Tensor) -> Tensor:
-        columns = []
-        for text in self.texts:
-            steps = zip(range(LENGTH), (0, *text), text, strict=False)
-            columns.append(sum(logprobs[:, t, before, token] for t, before, token in steps))
-        return torch.stack(columns, 1)
-
-    def draw(self, logprobs: Tensor, noise: Noise, rollouts: int) -> Tensor:
-        """Indices into `texts` of K texts a prompt, on the noise streams of the paired probe."""
-        n = PROMPTS * rollouts
-        prompts = torch.arange(PROMPTS).repeat_interleave(rollouts)
-        before, open_ = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool)
-        written = torch.full((n, LENGTH), -1)
-        for t in range(LENGTH):
-            noisy = logprobs[prompts, t, before] + gumbel(noise, torch.arange(n), t, V)
-            chosen = noisy.argmax(1)
-            written[open_, t] = chosen[open_]
-            open_ &= chosen != 0
-            before = chosen
-        rows = [tuple(token for token in row if token >= 0) for row in written.tolist()]
-        return torch.tensor([self.place[row] for row in rows]).view(PROMPTS, rollouts)
-
-    def reward(self, texts_PK: Tensor) -> Tensor:
-        """Rewards of texts given by their index."""
-        return self.reward_PY.gather(1, texts_PK)
-
-
-def toy(shift: float, repetitions: int) -> dict[str, float]:
+def toy(shift: float, repetitions: int, pairs: int) -> dict[str, float]:
     """What `repetitions` probes of one pair of policies find; another pair every tenth."""
     inside: dict[str, list[float]] = {}
     variances, rates = [], []
@@ -142,15 +90,15 @@ def toy(shift: float, repetitions: int) -> dict[str, float]:
         if r % 10 == 0:
             case = Toy(shift, seed=r)
             truth = case.gain_P.mean().item()
-        joint_texts = case.draw(case.joint, Noise(0, r, "toy"), PAIRS)
+        joint_texts = case.draw(case.joint, Noise(0, r, "toy"), pairs)
         joint = case.reward(joint_texts)
-        baseline = case.reward(case.draw(case.baseline, Noise(0, r, "toy"), PAIRS))
-        apart = case.reward(case.draw(case.baseline, Noise(0, r, "toy, independent"), PAIRS))
+        baseline = case.reward(case.draw(case.baseline, Noise(0, r, "toy"), pairs))
+        apart = case.reward(case.draw(case.baseline, Noise(0, r, "toy, independent"), pairs))
         found = paired_gain(joint, baseline)
         error = (found.gain - case.gain_P).abs()
         note("prompt, interval", (found.low <= case.gain_P) & (case.gain_P <= found.high))
         note("prompt, 1.96 se", error <= 1.96 * found.standard_error)
-        note("prompt, t se", error <= t_quantile(PAIRS - 1) * found.standard_error)
+        note("prompt, t se", error <= t_quantile(pairs - 1) * found.standard_error)
         mean_error = float(found.standard_error.square().sum().sqrt()) / PROMPTS
         note("mean, 1.96 se", abs(float(found.gain.mean()) - truth) <= 1.96 * mean_error)
         variances.append(
@@ -182,13 +130,13 @@ def toy(shift: float, repetitions: int) -> dict[str, float]:
 
 def toy_report(repetitions: int) -> str:
     """The toy's table, in Markdown."""
-    found = {name: toy(shift, repetitions) for name, shift in SHIFTS.items()}
-    lines = [
-        f"| true gain inside, % of {repetitions:,} probes | "
-        + " | ".join(f"{name} apart" for name in found)
-        + " |",
-        "|---|" + "---|" * len(found),
-    ]
+    found = {
+        f"{name}, {pairs} pairs": toy(shift, repetitions, pairs)
+        for pairs in PAIRS
+        for name, shift in SHIFTS.items()
+    }
+    heads = [f"true gain inside, % of {repetitions:,} probes", *found]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in dict.fromkeys(row for shift in found.values() for row in shift):
         share = row in SHARES
         values = [f.get(row) for f in found.values()]  # no estimate where every batch was blanked
@@ -288,7 +236,7 @@ def run_report(rows: pd.DataFrame, spreads: pd.DataFrame, rollouts: int) -> str:
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--part", choices=("toy", "run", "both"), default="both")
+    parser.add_argument("--part", choices=("toy", "intervals", "run", "all"), default="all")
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rollouts", type=int, default=32, help="a side, of the paired gain")
@@ -296,11 +244,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     started, parts = time.time(), []
-    if args.part in ("toy", "both"):
+    if args.part in ("toy", "all"):
         parts.append("## On policies that can be enumerated\n\n" + toy_report(args.repetitions))
         parts[-1] += "\n\n" + READING.strip()
         print(parts[-1], flush=True)
-    if args.part in ("run", "both"):
+    if args.part in ("intervals", "all"):
+        parts.append("## Other intervals, and the p-value, exactly\n\n" + intervals_report())
+        print(parts[-1], flush=True)
+    if args.part in ("run", "all"):
         with tempfile.TemporaryDirectory() as folder:
             rows, spreads = measured_run(Path(folder), args.steps, args.rollouts)
         parts.append(
