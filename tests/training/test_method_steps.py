@@ -149,6 +149,32 @@ def test_hpt_at_gate_1_is_sft(folder: Path) -> None:
         assert torch.allclose(value, b.base[name], rtol=1e-4, atol=1e-6), name
 
 
+def test_alternating_is_one_step_of_grpo_and_then_one_of_sft(folder: Path) -> None:
+    rates = {"base_lr": 1e-3, "sft_lr": 3e-3}
+    both = moved(folder, method="alternating", steps=1, **rates)
+    first = begin(small_config(folder, method="grpo", base_lr=1e-3))
+    first.step(1)
+    after_rl = copy_of(first.policy.base)
+    second = small_config(folder, method="sft", base_lr=3e-3)
+    Trainer(second, first.policy, PairedTask()).step(1)
+    assert same_bits(both.base, first.policy.base)
+    assert not same_bits(both.base, after_rl)
+
+
+def test_relifts_sft_step_is_sft_on_what_the_buffer_held(folder: Path) -> None:
+    """On the whole pool, so that the buffer holds what SFT draws, in another order."""
+    sizes = {"prompts_per_step": 6, "demonstrations_per_step": 6, "max_grad_norm": 1e6}
+    relift = begin(
+        small_config(folder, method="relift", relift_buffer=6, base_lr=0.0, sft_lr=1e-3, **sizes),
+        HopelessTask(),
+    )
+    relift.step(1)
+    sft = moved(folder, method="sft", steps=1, base_lr=1e-3, **sizes)
+    for name, value in relift.policy.base.items():
+        assert torch.allclose(value, sft.base[name], rtol=1e-4, atol=1e-6), name
+    assert not relift.state["buffer"]
+
+
 def test_a_cold_start_does_not_depend_on_its_micro_batches(folder: Path) -> None:
     found = [
         moved(folder, method="cold_start", micro_batch_tokens=n, max_grad_norm=1e6)

@@ -38,7 +38,8 @@ from tests.training.tiny import (
 from workbench.policy import Policy
 from workbench.training.batches import Rollouts
 from workbench.training.gradients import rl_pass
-from workbench.training.methods import make_method
+from workbench.training.methods import Gradients, Sides, make_method
+from workbench.training.vectors import ParamVector
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,79 @@ def float64() -> Iterator[None]:
 
 
 ALL = [0, 1, 2]
+
+
+COSINE = 0.05 + 0.85 * (1 + math.cos(math.pi * 49 / 200)) / 2  # chord_mu's μ at step 50
+MIXES: dict[str, tuple[float, float]] = {
+    "sft": (0, 1),
+    "grpo": (1, 0),
+    "naive_mix": (1, 0.7),
+    "luffy": (1, 1),
+    "srft": (1, 1),
+    "chord_mu": (1 - COSINE, COSINE),
+    "chord_phi": (0.9, 0.1),
+    "relift": (1, 0),
+    "hpt": (1, 0.7),
+    "superrl": (1, 1),
+    "prefix_rft": (1, 1),
+    "uft": (1, 1e-3),
+    "actguide": (1, 0),
+    "aipo": (1, 0),
+    "bridge": (0.3, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_theta_follows_the_weighted_gradients_of_the_formula(
+    folder: Path, policy: Policy, name: str
+) -> None:
+    c = config(folder, name, sft_weight=0.7, hpt_sft_weight=0.7, rl_weight=0.3)
+    of_rl, of_sft, of_baseline = (_random_sides(policy, seed) for seed in (1, 2, 3))
+    found = make_method(c).mix(Gradients(of_rl, of_sft, of_baseline, step=50), c)
+    a, b = MIXES[name]
+    assert found.base is not None and found.own_sft is None
+    for n, value in found.base.items():
+        assert torch.allclose(value, a * of_rl.base[n] + b * of_sft.base[n], rtol=1e-12)
+    if name == "bridge":
+        assert found.baseline is of_baseline.base and found.coordinator is not None
+        for n, value in found.coordinator.items():
+            gain = of_rl.coordinator[n] - of_baseline.coordinator[n]
+            assert torch.allclose(value, 0.3 * gain + 0.7 * of_sft.coordinator[n], rtol=1e-12)
+    else:
+        assert found.baseline is None and found.coordinator is None
+
+
+def test_without_the_gain_objective_the_coordinator_follows_the_mixed_gradient(
+    folder: Path, policy: Policy
+) -> None:
+    c = config(folder, "bridge", rl_weight=0.3, coordinator_objective="mixed")
+    of_rl, of_sft, of_baseline = (_random_sides(policy, seed) for seed in (1, 2, 3))
+    found = make_method(c).mix(Gradients(of_rl, of_sft, of_baseline), c)
+    assert found.coordinator is not None
+    for n, value in found.coordinator.items():
+        mixed = 0.3 * of_rl.coordinator[n] + 0.7 * of_sft.coordinator[n]
+        assert torch.allclose(value, mixed, rtol=1e-12)
+
+
+def _random_sides(policy: Policy, seed: int) -> Sides:
+    generator = torch.Generator().manual_seed(seed)
+
+    def vector(parameters: dict[str, torch.nn.Parameter]) -> ParamVector:
+        return ParamVector(
+            (n, torch.randn(p.shape, generator=generator)) for n, p in parameters.items()
+        )
+
+    return Sides(vector(policy.base), vector(policy.coordinator))
+
+
+def test_sft_is_the_mean_over_all_tokens_of_the_demonstrations(
+    folder: Path, policy: Policy
+) -> None:
+    loop = Loop(policy)
+    logps = [v for j in ALL for v in loop.logps(*loop.demonstration(j))]
+    for name in ("sft", "naive_mix", "chord_mu", "cold_start", "bridge"):
+        found = Found(policy, config(folder, name)).sft()
+        assert found.objective == pytest.approx(fmean(logps), rel=1e-9), name
 
 
 @torch.no_grad()
@@ -277,56 +351,96 @@ def test_actguide_weighs_guided_text_by_the_unguided_prompt(folder: Path, policy
     assert found.objective == pytest.approx(expected / N, rel=1e-9)
 
 
+SLOPES: dict[str, dict[str, object]] = {
+    "grpo": {},
+    "dr_grpo": {"method": "grpo", "rl_loss": "dr_grpo"},
+    "dapo": {"method": "grpo", "rl_loss": "dapo"},
+    "gspo": {"method": "grpo", "rl_loss": "gspo"},
+    **{name: {} for name in ("luffy", "hpt", "superrl", "prefix_rft", "uft", "actguide")},
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_rl_gradients_are_slopes(folder: Path, policy: Policy, name: str) -> None:
+    """Of the surrogate with the log-probs of now held as those of the past: its slope is g^R."""
+    f = Found(
+        policy, config(folder, **{"method": name, **SLOPES[name]}), rollouts=_given(policy, name)
+    )
+    line = Line(policy)
+    old = f.rl().logprobs_NC
+
+    def surrogate() -> float:
+        return rl_pass(
+            "rl", policy.model, policy.base, {}, f.batch, f.c.training, 1.0, old,
+            objective_of=partial(f.method.rl_terms, c=f.c),
+        ).objective  # fmt: skip
+
+    gradient = f.rl().gradient.base
+    assert abs(line.inner(gradient)) > 1e-6
+    assert line.inner(gradient) == pytest.approx(line.slope(surrogate), rel=1e-5)
+
+
+def test_srfts_rl_gradient_is_a_slope(folder: Path, policy: Policy) -> None:
+    """Its weights of right rollouts, under a stop-gradient, are taken once by the loop."""
+    loop, line = Loop(policy), Line(policy)
+    f = Found(policy, config(folder, "srft"))
+    right = [REWARDS[i // 3][i % 3] > 0 for i in range(9)]
+    weight = [
+        0.1 * math.exp(fmean(loop.entropies(*loop.rollout(i)))) if right[i] else -1.0
+        for i in range(9)
+    ]
+
+    def value() -> float:
+        return sum(weight[i] * sum(loop.logps(*loop.rollout(i))) for i in range(9)) / N
+
+    assert line.inner(f.rl().gradient.base) == pytest.approx(line.slope(value), rel=1e-5)
+
+
 @pytest.mark.parametrize(
-    "name", ["luffy", "srft", "chord_phi", "hpt", "superrl", "prefix_rft", "uft"]
+    "name", ["sft", "luffy", "srft", "chord_phi", "hpt", "superrl", "prefix_rft", "uft"]
 )
-def test_gradients_are_slopes(folder: Path, policy: Policy, name: str) -> None:
-    """Finite differences; weights under a stop-gradient are held at their value by the loop."""
-    loop = Loop(policy)
-    extra = None
-    if name in ("prefix_rft", "uft"):
-        prefix = loop.demonstration(0)[1][:3]
-        given = [prefix] * 3 + [[]] * 6
-        extra = Rollouts(given, [["demonstration"] * len(ids) for ids in given])
-    f = Found(policy, config(folder, name), rollouts=extra)
-    generator = torch.Generator().manual_seed(5)
-    along = {n: torch.randn(p.shape, generator=generator) for n, p in policy.base.items()}
+def test_sft_gradients_are_slopes(folder: Path, policy: Policy, name: str) -> None:
+    """Weights under a stop-gradient are held at their value by the loop."""
+    line = Line(policy)
+    f = Found(policy, config(folder, name), rollouts=_given(policy, name))
     stops = name in ("srft", "chord_phi", "prefix_rft")
+    value = _stopped_weights(f, Loop(policy)) if stops else lambda: f.sft().objective
+    gradient = f.sft().gradient.base
+    assert abs(line.inner(gradient)) > 1e-6
+    assert line.inner(gradient) == pytest.approx(line.slope(value), rel=1e-5)
+
+
+def _given(policy: Policy, name: str) -> Rollouts | None:
+    """The first group begins behind the first demonstration's first tokens, where a method can."""
+    if name not in ("prefix_rft", "uft"):
+        return None
+    given = [Loop(policy).demonstration(0)[1][:3]] * 3 + [[]] * 6
+    return Rollouts(given, [["demonstration"] * len(ids) for ids in given])
+
+
+class Line:
+    """A random direction in the weights, and the slope of a value along it."""
+
+    def __init__(self, policy: Policy) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.base = policy.base
+        self.along = {n: torch.randn(p.shape, generator=generator) for n, p in self.base.items()}
 
     @torch.no_grad()
-    def shift(h: float) -> None:
-        for n, p in policy.base.items():
-            p += h * along[n]
+    def shift(self, h: float) -> None:
+        for n, p in self.base.items():
+            p += h * self.along[n]
 
-    def slope(value: Callable[[], float]) -> float:
-        shift(1e-5)
+    def slope(self, value: Callable[[], float]) -> float:
+        self.shift(1e-5)
         up = value()
-        shift(-2e-5)
+        self.shift(-2e-5)
         down = value()
-        shift(1e-5)
+        self.shift(1e-5)
         return (up - down) / 2e-5
 
-    def inner(gradient: dict[str, Tensor]) -> float:
-        return sum(float((gradient[n] * along[n]).sum()) for n in along)
-
-    if name != "srft":  # the policy gradient's own value has no slope of A·ρ at ρ = 1 …
-        old = f.rl().logprobs_NC
-
-        def surrogate() -> float:
-            return rl_pass(
-                "rl", policy.model, policy.base, {}, f.batch, f.c.training, 1.0, old,
-                objective_of=partial(f.method.rl_terms, c=f.c),
-            ).objective  # fmt: skip
-
-        assert inner(f.rl().gradient.base) == pytest.approx(slope(surrogate), rel=1e-5)
-    if not stops:
-        assert inner(f.sft().gradient.base) == pytest.approx(
-            slope(lambda: f.sft().objective), rel=1e-5
-        )
-        return
-    assert f.demos is not None
-    frozen = _stopped_weights(f, loop)
-    assert inner(f.sft().gradient.base) == pytest.approx(slope(frozen), rel=1e-5)
+    def inner(self, gradient: dict[str, Tensor]) -> float:
+        return sum(float((gradient[n] * self.along[n]).sum()) for n in self.along)
 
 
 def _stopped_weights(f: Found, loop: Loop) -> Callable[[], float]:

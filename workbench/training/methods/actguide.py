@@ -13,7 +13,9 @@ given with behaviour probability 1; for models that only answer. "prompt": it is
 prompt, and y is what the model makes of it; for models that follow instructions. In "answer" all
 steps may be given but the last, the answer itself; what a given action brought about stands behind
 it, and is learned no more than what the policy's own actions bring about.
-Where no plan of the search helped, the unguided group stays. KL is on the unguided prompt.
+Where no plan of the search helped, the unguided group stays, and where the trials ran out, the
+shortest that did help is taken [infer]; the released code takes the length its search came to.
+KL is on the unguided prompt.
 Published: lr 1e-6, n = 8, KL 1e-3, clip 0.2, dual clip 3.
 """
 

@@ -6,8 +6,9 @@
     J = J_DrGRPO(prompts above γ) + β J_SFT(prompts at or below γ)         β = 1.0, γ = 0 or 2/8
 
 Each objective is a mean over its own samples: Dr.GRPO's over the kept rollouts × the length limit,
-SFT's over the tokens of the demonstrations that are learned. [infer] kl_coef holds for the kept
-rollouts as in `grpo`. Settings: hpt_gate (γ), hpt_sft_weight (β).
+SFT's over the tokens of the demonstrations that are learned. [infer] (The released code divides
+Dr.GRPO's sum by the length limit alone, so that RL weighs more the larger the batch.) kl_coef
+holds for the kept rollouts as in `grpo`. Settings: hpt_gate (γ), hpt_sft_weight (β).
 """
 
 from __future__ import annotations

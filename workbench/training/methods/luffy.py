@@ -8,8 +8,9 @@ Group of 8 = 7 own rollouts + the demonstration y*, A = R − mean over all 8, n
 
 N is the number of sequences, demonstrations included, L the length limit (max_new_tokens): the
 constant that the paper's padded length is. The first and last sums are g^R, the middle one g^S.
-The entropy bonus is on the policy's own tokens. [infer] R of y* is the task's reward of it, so a
-flawed demonstration with a wrong answer counts as wrong.
+The entropy bonus is on the policy's own tokens and divided as the rest is [infer]; the released
+code adds its mean over all tokens, y*'s included, to sums that are divided by L alone. R of y* is
+the task's reward of it, so a flawed demonstration with a wrong answer counts as wrong.
 Group size: `group_size`, the demonstration included. Published: 8, lr 1e-6.
 """
 

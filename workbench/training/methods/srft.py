@@ -7,8 +7,9 @@ For a prompt with own rollouts y_i (8) and demonstration y*:
     J = J_demo + J_own
 
 A* = (R* − mean) / (std + 1e-4) over own rollouts and demonstration, so the demonstration's RL term
-has behaviour probability 1 and no clip. H is the mean token entropy, of that text. [infer: of each
-text, not of the batch] n* and n are the tokens of demonstrations and of rollouts. [infer]
+has behaviour probability 1 and no clip. H is the mean token entropy, of that text, not of the
+batch; so do HPT's authors in their copy of SRFT. n* and n are the tokens of demonstrations and of
+rollouts. [infer, both]
 J_demo is g^S, J_own g^R. Published: 8 rollouts, lr 1e-6, no KL.
 """
 

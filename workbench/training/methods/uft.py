@@ -4,6 +4,7 @@
     p: 0.95 → 0.05 on a cosine over `uft_hint_steps` (300 of 500), then no hint at all
     J = J_RL(continuation given prompt and hint) + 1e-3 · mean_t log π(hint_t)
 
+All lines may be hinted but the last. [infer] (The released code cuts y* into five pieces at most.)
 One hint a prompt, shared by its group, drawn from (seed, step, prompt). g^R is the first term, g^S
 the mean log-likelihood of the hints. Settings: uft_hint_steps, uft_hint_high, uft_hint_low,
 uft_sft_weight. After the hints this is GRPO.
