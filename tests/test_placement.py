@@ -59,6 +59,26 @@ def test_checkpointed_layers_give_the_same_steps(model: Path) -> None:
             assert torch.equal(parameter, getattr(again, parts)[name]), (parts, name)
 
 
+def test_micro_batches_of_any_size_give_the_same_steps(model: Path) -> None:
+    """Every gradient of two whole steps, in float64: a text at a time, some, all at once."""
+    found = []
+    with float64_everywhere():
+        for tokens in (1, 40, 100_000):
+            config = small_config(model, micro_batch_tokens=tokens, **MEASURED)
+            found.append(two_steps(config, double=True))
+    (whole, expected), others = found[-1], found[:-1]
+    for policy, records in others:
+        for a, b in zip(records, expected, strict=True):
+            assert numbers(a) == pytest.approx(numbers(b), rel=1e-9, abs=1e-12)
+            for own, other in zip(a.demonstrations, b.demonstrations, strict=True):
+                assert own.rl_alignment == pytest.approx(other.rl_alignment, rel=1e-9)
+        for parts in ("base", "baseline_base", "coordinator"):
+            for name, parameter in getattr(whole, parts).items():
+                torch.testing.assert_close(
+                    getattr(policy, parts)[name], parameter, rtol=1e-9, atol=1e-12
+                )
+
+
 def test_checkpointing_keeps_fewer_activations(model: Path) -> None:
     kept = {}
     for on in (False, True):
