@@ -167,7 +167,7 @@ def test_two_replays_are_shown_side_by_side(s: Session) -> None:
     ratio = dict(zip(table["ids"], table["rows"], strict=True))["metric/replay/base/update_ratio"]
     assert float(ratio[2]) == pytest.approx(first.metrics["replay/base/update_ratio"], rel=1e-5)
     assert float(ratio[3]) == pytest.approx(second.metrics["replay/base/update_ratio"], rel=1e-5)
-    assert any(row[1].startswith("update of base") for row in table["rows"])
+    assert any(row[1].startswith("update of θ layers") for row in table["rows"])
     assert parted_html(found).count("token-strip") == 3
     assert json.loads(side_by_side(first.minus(first)))["rows"] == []
     drawn = plots.layer_norms(first.layers, beside=second.layers)

@@ -63,11 +63,12 @@ def alignment_over_time(alignment: pd.DataFrame, part: Part = "base") -> go.Figu
         return empty(title, _MISSING)
     drawn = figure(title, y="cosine")
     known = rows[rows["noise"].notna()]
+    band = known["noise"].clip(upper=1.0)  # no cosine is larger
     if not known.empty:
         drawn.add_trace(
             go.Scatter(
                 x=[*known["step"], *known["step"][::-1]],
-                y=[*known["noise"], *-known["noise"][::-1]],
+                y=[*band, *-band[::-1]],
                 fill="toself",
                 fillcolor="rgba(139,147,161,0.22)",
                 line={"width": 0},

@@ -16,9 +16,9 @@ def branches(tree: pd.DataFrame, metrics: pd.DataFrame, metric: str = "reward") 
     """
     title = f"{show(metric)} of the branches"
     if metric not in metrics or metrics[metric].isna().all():
-        return empty(title, "No branch has measured this.")
+        return empty(title, "No branch has measured this yet.")
     known = metrics[metrics[metric].notna()]
-    drawn = figure(title)
+    drawn = figure(title, y=show(metric))
     rows = tree.set_index("node")
     for at, (node, row) in enumerate(rows.iterrows()):
         line = _line(rows, known, str(node), metric)
@@ -50,8 +50,8 @@ def branches(tree: pd.DataFrame, metrics: pd.DataFrame, metric: str = "reward") 
     drawn.update_layout(
         showlegend=True,
         hovermode="closest",
-        legend={"orientation": "v", "y": 1.0, "yanchor": "top", "x": 1.01},
-        margin={"r": 300, "t": 40},
+        legend={"y": -0.14, "yanchor": "top"},
+        margin={"t": 40, "autoexpand": True},
     )
     whole_steps(drawn, int(known["step"].min()), int(known["step"].max()))
     return drawn

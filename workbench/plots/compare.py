@@ -50,7 +50,7 @@ def method_curves(curves: pd.DataFrame, column: str, title: str, over: str = "st
 
 def overlaid_runs(frames: Mapping[str, pd.DataFrame], metric: str) -> go.Figure:
     """One metric of several runs, by run name; `frames`: their metrics frames."""
-    drawn = figure(show(metric))
+    drawn = figure(show(metric), y=show(metric))
     for i, (name, frame) in enumerate(frames.items()):
         if metric in frame:
             measured = frame[["step", metric]].dropna()
@@ -66,4 +66,4 @@ def overlaid_runs(frames: Mapping[str, pd.DataFrame], metric: str) -> go.Figure:
             )
     if not drawn.data:
         return empty(show(metric), "None of the chosen runs has measured this.")
-    return drawn
+    return drawn.update_layout(showlegend=True)

@@ -222,7 +222,7 @@ def dose_response(rows: Sequence[DoseRow]) -> go.Figure:
     """
     title = "Reward gained by the coordinator, by its scale"
     if not rows:
-        return empty(title, "Not measured yet: it is done on demand (Session.dose_response).")
+        return empty(title, "Not measured yet: ask for it, here or by Session.dose_response.")
     rows = sorted(rows, key=lambda row: row.scale)
     drawn = figure(title, x="scale of the coordinator", y="difference of mean rewards")
     drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
@@ -262,7 +262,7 @@ def coordinator_ablation(rows: Sequence[AblationRow]) -> go.Figure:
     title = "One layer's coordinator off at a time"
     if not rows:
         return empty(
-            title, "Not measured yet: it is done on demand (Session.coordinator_ablation)."
+            title, "Not measured yet: ask for it, here or by Session.coordinator_ablation."
         )
     places = {layer: at for at, layer in enumerate(layer_order([row.layer for row in rows]))}
     rows = sorted(rows, key=lambda row: (row.layer != "all", places[row.layer]))

@@ -190,6 +190,7 @@ def curves(
         return empty(panel.title, f"{panel.what} {panel.missing}")
     drawn = figure(panel.title, y=panel.unit)
     for line in present:
+        under = line.colour == BASELINE and line.dash == "solid"  # seen where the two are equal
         measured = metrics[metrics[line.column].notna()]
         if line.band and line.band in measured.columns:
             drawn.add_trace(_band(measured, line))
@@ -200,8 +201,9 @@ def curves(
                 name=line.label,
                 showlegend=line.in_legend,
                 mode="lines+markers" if len(measured) <= 40 else "lines",
-                line={"color": line.colour, "dash": line.dash, "width": 2},
+                line={"color": line.colour, "dash": line.dash, "width": 4 if under else 2},
                 marker={"size": 4},
+                zorder=-1 if under else 0,
                 hovertemplate="%{y:.1%}" if panel.share else "%{y:.4~g}",
             )
         )

@@ -214,6 +214,7 @@ def gain_by_prompt(
             )
         )
     drawn.add_hline(y=0, line={"color": MUTED, "width": 1})
+    drawn.update_layout(showlegend=True)
     drawn.update_xaxes(tickvals=[], showgrid=False)
     return drawn
 

@@ -51,10 +51,16 @@ def layer_norms(
     drawn = figure(title, x="layer, input to output", y=unit)
     for rows, dash in _both(layers, beside):
         _layer_lines(drawn, rows if parts else rows[rows["module"] == rows["layer"]], measure, dash)
+    _finish(drawn, beside)
+    return drawn
+
+
+def _finish(drawn: go.Figure, beside: pd.DataFrame | None) -> None:
     drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
     drawn.update_xaxes(type="category")
     room_for_labels(drawn)
-    return drawn
+    if beside is not None:
+        drawn.update_layout(margin={"t": 100})  # the legend takes more rows
 
 
 def _both(first: pd.DataFrame, beside: pd.DataFrame | None) -> Iterator[tuple[pd.DataFrame, str]]:
@@ -119,7 +125,5 @@ def update_sizes(
                     hovertemplate="%{x}: %{y:.3~g}",
                 )
             )
-    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
-    drawn.update_xaxes(type="category")
-    room_for_labels(drawn)
+    _finish(drawn, beside)
     return drawn

@@ -132,8 +132,8 @@ def build(session: Session) -> View:
             "Switch off one layer at a time", size="md", elem_id="ask-ablation"
         )
     with gr.Row():
-        dose = live_plot(280, "plot-dose", _HINTS["plot-dose"])
-        ablation = live_plot(280, "plot-ablation", _HINTS["plot-ablation"])
+        dose = live_plot(320, "plot-dose", _HINTS["plot-dose"])
+        ablation = live_plot(320, "plot-ablation", _HINTS["plot-ablation"])
 
     hinted = gr.State(False)
 
@@ -154,8 +154,13 @@ def build(session: Session) -> View:
         if not values[hinted]:  # what is done on demand says so once, then keeps what it shows
             updates[hinted] = True
             updates[bars] = figure_json(plots.logprob_difference([], [], []))
-            updates[dose] = figure_json(plots.dose_response([]))
-            updates[ablation] = figure_json(plots.coordinator_ablation([]))
+            updates[dose] = figure_json(
+                plots.dose_response([]), "Press “Measure the reward at every scale”: takes a while."
+            )
+            updates[ablation] = figure_json(
+                plots.coordinator_ablation([]),
+                "Press “Switch off one layer at a time”: takes a while.",
+            )
         return updates
 
     def take(name: str) -> tuple[str, str]:

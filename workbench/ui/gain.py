@@ -47,7 +47,7 @@ _COLUMNS = [
     Column("prompt"),
     Column("gain", 3, "joint − RL-only"),
     Column("SE", 3, "standard error of the gain"),
-    Column("from", 3, "lower end of the 95 % interval"),
+    Column("95 % from", 3, "lower end of the 95 % interval"),
     Column("to", 3, "upper end of the 95 % interval"),
     Column("verdict"),
     Column("joint", 2, "mean reward of θ+w"),

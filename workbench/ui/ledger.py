@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench import plots
 from workbench.probes.ledger import suspects
+from workbench.records import AnswerRow
 from workbench.session import Session
 from workbench.ui.parts import (
     Column,
@@ -32,8 +33,10 @@ HELP = (
     "<b>The ledger</b>: what each demonstration has done over all its visits. Its contribution is "
     "the sum of its inner products with the RL gradient, ± the standard error of that sum: a "
     "demonstration that lies clear below zero has pushed against RL time and again. The score "
-    "ranks suspects, the highest first. Set one aside and later steps draw others; it can be "
-    "taken back."
+    "ranks suspects, the highest first. <b>Ask for answers</b>: the policy's own rollouts on each "
+    "demonstration's prompt vote on the answer that it shows, and those they contradict come "
+    "first. That finds wrong answers where right ones look unfamiliar, which the score takes for "
+    "suspect, too. Set one aside and later steps draw others; it can be taken back."
 )
 _COLUMNS = [
     Column("rank", 0, "1 is the most suspect"),
@@ -44,6 +47,7 @@ _COLUMNS = [
     Column("± SE", 4, "standard error of that sum, from the spread over visits; – with one visit"),
     Column("cosine", 3, "mean over visits of cos(g, g RL)"),
     Column("score", 3, "how suspect it is, higher is more"),
+    Column("contradicted", 2, "votes for another answer − for its own, −1 to 1; – until asked"),
     Column("loss", 3, "nats a token, at the newest visit"),
     Column("loss drop", 3, "since the first visit"),
     Column("‖g‖", 3, "mean over visits"),
@@ -68,6 +72,8 @@ class LedgerView:
     def __init__(self, session: Session, reveal: Any, scatter: Any) -> None:
         """Lay it out and wire it; `scatter` is a figure whose points are demonstrations."""
         self.session = session
+        self.answers: list[AnswerRow] = []
+        """What the policy's rollouts said when it was last asked; every browser sees the same."""
         help_text(HELP)
         with gr.Row():
             count = gr.Number(
@@ -82,6 +88,9 @@ class LedgerView:
             with gr.Column(scale=0, min_width=240):
                 export = gr.Button("Export them as JSONL", size="md", elem_id="export-suspects")
                 all_aside = gr.Button("Set them aside", size="md", elem_id="suspects-aside")
+            with gr.Column(scale=0, min_width=240):
+                ask = gr.Button("Ask the policy for answers", size="md", elem_id="ask-answers")
+                forget = gr.Button("Rank by the score alone", size="md", elem_id="forget-answers")
         saved = gr.Textbox(visible=False)
         self.table = live_table(420, "demonstration-table")
         with gr.Row(equal_height=False):
@@ -122,10 +131,22 @@ class LedgerView:
         aside.click(change("set_aside"), [self.picked, reveal], outputs, **quietly)
         back.click(change("take_back"), [self.picked, reveal], outputs, **quietly)
 
+        def asked(picked: str, show_quality: bool) -> Updates:
+            visited = list(session.ledger()["demonstration_id"])
+            self.answers = session.check_answers(visited)
+            return self.draw(picked, show_quality)
+
+        def forgotten(picked: str, show_quality: bool) -> Updates:
+            self.answers = []
+            return self.draw(picked, show_quality)
+
+        slowly = quietly | {"show_progress": "minimal"}
+        ask.click(told(asked), [self.picked, reveal], outputs, **slowly)
+        forget.click(told(forgotten), [self.picked, reveal], outputs, **quietly)
+
         def set_suspects_aside(n: float, picked: str, show_quality: bool) -> Updates:
-            ids = list(
-                suspects(session.ledger(), whole(n, "How many suspects"))["demonstration_id"]
-            )
+            worst = suspects(session.ledger(self.answers), whole(n, "How many suspects"))
+            ids = list(worst["demonstration_id"])
             session.set_aside(ids)
             gr.Info(f"{len(ids)} demonstrations are set aside from the next step on.")
             return self.draw(picked, show_quality)
@@ -135,7 +156,8 @@ class LedgerView:
         def exported(n: float) -> str:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "suspects.jsonl"
-                if session.export_suspects(file, whole(n, "How many suspects")) == 0:
+                n_suspects = whole(n, "How many suspects")
+                if session.export_suspects(file, n_suspects, answers=self.answers) == 0:
                     raise ValueError("No demonstration has a score yet: take a step first.")
                 return file.read_text(encoding="utf-8")
 
@@ -144,7 +166,8 @@ class LedgerView:
     def draw(self, picked: str, show_quality: bool) -> Updates:
         """The table, and the demonstration that was picked, for what the run holds now."""
         aside = set(self.session.config.get("set_aside"))
-        updates: Updates = {self.table: ledger_table(self.session.ledger(), aside, show_quality)}
+        ledger = self.session.ledger(self.answers)
+        updates: Updates = {self.table: ledger_table(ledger, aside, show_quality)}
         return updates | self.shown(picked, show_quality)
 
     def shown(self, picked: str, show_quality: bool) -> Updates:
@@ -152,7 +175,8 @@ class LedgerView:
         figure = plots.demonstration_visits(self.session.frame("demonstrations"), picked)
         updates: Updates = {self.visits: figure_json(figure)}
         if picked:
-            updates[self.detail] = demonstration_detail(self.session, picked, show_quality)
+            answer = next((row for row in self.answers if row.demonstration_id == picked), None)
+            updates[self.detail] = demonstration_detail(self.session, picked, show_quality, answer)
         return updates
 
 
@@ -168,6 +192,7 @@ def ledger_table(ledger: pd.DataFrame, aside: set[str], show_quality: bool) -> s
             row.standard_error * row.measured,
             row.cosine,
             row.score,
+            row.disagreement,
             row.loss,
             row.loss_drop,
             row.grad_norm,
@@ -183,8 +208,13 @@ def ledger_table(ledger: pd.DataFrame, aside: set[str], show_quality: bool) -> s
     return table_json(columns, rows, list(ledger["demonstration_id"]), empty)
 
 
-def demonstration_detail(session: Session, demonstration_id: str, show_quality: bool) -> str:
-    """One demonstration, with its numbers at its newest visit, as HTML."""
+def demonstration_detail(
+    session: Session, demonstration_id: str, show_quality: bool, answer: AnswerRow | None = None
+) -> str:
+    """One demonstration, with its numbers at its newest visit, as HTML.
+
+    answer: what the policy's rollouts said of its answer, where it was asked.
+    """
     visits = session.frame("demonstrations")
     visits = visits[visits["demonstration_id"] == demonstration_id]
     if visits.empty:
@@ -195,6 +225,9 @@ def demonstration_detail(session: Session, demonstration_id: str, show_quality: 
         f"cosine {row['rl_cosine']:+.3f}, loss {row['loss']:.3f} nats a token, "
         f"{row['n_tokens']} tokens, over w {row['rl_alignment_coordinator']:+.3g}"
     )
+    if answer is not None and answer.answer:
+        note += f"; of {answer.n_rollouts} rollouts {answer.agree:.0%} come to its {answer.answer}"
+        note += f", {answer.other:.0%} to {answer.other_answer}" if answer.other_answer else ""
     if show_quality:
         note += f", hidden quality: {row['quality']}"
     if demonstration_id in session.config.get("set_aside"):

@@ -63,6 +63,7 @@ _SIDE_BY_SIDE = [
     Column("first − second"),
     Column("relative", 4, "to the larger of the two"),
 ]
+_PARTS = {"base": "θ", "baseline": "θ̂", "coordinator": "w"}
 MOST = 300
 """Differences listed."""
 
@@ -70,7 +71,7 @@ MOST = 300
 def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     help_text(HELP)
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False):
         step = gr.Number(1, label="Step", precision=0, minimum=1, elem_id="replay-step")
         changes = gr.Textbox(
             label="Changes",
@@ -84,7 +85,7 @@ def build(session: Session) -> View:
             elem_id="replay-second",
             scale=3,
         )
-        start = gr.Button("Replay", variant="primary", elem_id="replay")
+        start = gr.Button("Replay", variant="primary", size="md", elem_id="replay", min_width=120)
     offered = gr.State(1)
     said = page(quiet("Choose a step and press Replay."), "replay-said")
     with gr.Row():
@@ -194,9 +195,10 @@ def side_by_side(found: Difference) -> str:
         name=found.layers["measure"].str.replace("_", " "),
         of=found.layers["passing"] + " " + found.layers["module"],
     )
-    moved = found.updates.assign(
-        name=found.updates["measure"].str.replace("_", " "),
-        of="update of " + found.updates["part"] + " " + found.updates["layer"],
+    moved = found.updates[found.updates["layer"] != "all"]  # those are metrics
+    moved = moved.assign(
+        name=moved["measure"].str.replace("_", " "),
+        of="update of " + moved["part"].map(_PARTS) + " " + moved["layer"],
     )
     together = pd.concat([metrics, layers, moved], ignore_index=True)
     together = together[together["difference"] != 0]
@@ -221,7 +223,7 @@ def parted_html(found: Difference) -> str:
     if found.tokens.empty:
         return ""
     apart = found.tokens.groupby("sequence")["difference"].apply(lambda c: c.abs().sum())
-    cards = []
+    prompts, cards = prompts_of(found.first), []
     for sequence in apart.sort_values(ascending=False, kind="stable").index[:SHOWN]:
         tokens = found.tokens[found.tokens["sequence"] == sequence].sort_values("position")
         kept = tokens[~tokens["parted"]]
@@ -233,10 +235,10 @@ def parted_html(found: Difference) -> str:
         )
         apart_by = kept["difference"].sum()
         note = f"log-probability after the first update − after the second {apart_by:+.3f} nats"
-        cards.append(card(f"Text {sequence}", note, None, strip))
-    return quiet(
-        "The texts that the two updates left most apart, blue likelier after the first:"
-    ) + "".join(cards)
+        body = prompt_block(prompts.get(int(sequence), "")) + strip
+        cards.append(card(f"Text {sequence}", note, None, body))
+    said = "The texts that the two updates left most apart, blue likelier after the first:"
+    return quiet(said) + pair(cards)
 
 
 def texts_html(found: Replay) -> str:
@@ -244,11 +246,7 @@ def texts_html(found: Replay) -> str:
     if found.tokens.empty:
         return ""
     moved = found.tokens.groupby("sequence")["logprob_change"].apply(lambda c: c.abs().sum())
-    prompts: dict[int, str] = {}
-    if found.record is not None:
-        rows = found.record.rollouts or []
-        prompts = {row.sequence: row.prompt for row in rows if row.purpose == "train"}
-    cards = []
+    prompts, cards = prompts_of(found), []
     for sequence in moved.sort_values(ascending=False, kind="stable").index[:SHOWN]:
         tokens = found.tokens[found.tokens["sequence"] == sequence]
         strip = plots.difference_strip(
@@ -258,4 +256,10 @@ def texts_html(found: Replay) -> str:
         note = f"log-probability of the text {change:+.3f} nats by the update"
         body = prompt_block(prompts.get(int(sequence), "")) + strip
         cards.append(card(f"Text {sequence}", note, None, body))
-    return quiet("The texts that the update moved most, blue up, orange down:") + "".join(cards)
+    return quiet("The texts that the update moved most, blue up, vermilion down:") + pair(cards)
+
+
+def prompts_of(found: Replay) -> dict[int, str]:
+    """The prompt of each training rollout, by sequence."""
+    rows = found.record.rollouts if found.record else []
+    return {row.sequence: row.prompt for row in rows if row.purpose == "train"}

@@ -73,7 +73,7 @@ def build(session: Session) -> View:
                 250, "plot-seconds", "Where the time of a step goes, phase by phase."
             )
             help_text(COSTS_HELP)
-            costs = live_table(300, "probe-costs")
+            costs = live_table(460, "probe-costs")
     seen_settings, seen_findings, offered = gr.State(""), gr.State(""), gr.State(0)
 
     because = dict.fromkeys(figures, lacks.rollouts)
