@@ -208,6 +208,19 @@ def test_the_ledger_ranks_and_shows_the_visits_and_saves_the_suspects(
         page.click("#export-suspects")
     lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["rank"] for line in lines] == [1, 2, 3]
+    contradicted = page.locator("#demonstration-table tbody tr td:nth-child(9)")
+    assert set(contradicted.all_inner_texts()) == {"–"}
+    page.click("#ask-answers")
+    page.locator("#demonstration-detail").get_by_text("rollouts").wait_for()
+    page.get_by_role("button", name="rank", exact=True).dblclick()  # the highest, then the lowest
+    votes = [float(text.replace("−", "-")) for text in contradicted.all_inner_texts()]
+    assert votes == sorted(votes, reverse=True) and votes[0] > votes[-1]
+    with page.expect_download() as download:
+        page.click("#export-suspects")
+    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    exported = [json.loads(line)["disagreement"] for line in lines]
+    assert exported == pytest.approx(votes[:3], abs=0.0051)  # shown to 2 places
+    page.click("#forget-answers")
 
 
 def test_the_cost_of_each_probe_is_told(page: playwright.Page) -> None:
