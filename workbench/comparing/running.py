@@ -137,7 +137,7 @@ def _quiet(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the session is closed on the way out
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
