@@ -39,7 +39,7 @@ from workbench.config import RunConfig
 from workbench.diagnosis import step_not_finite
 from workbench.engine import Engine
 from workbench.records import CommandRow, Finding, StepRecord
-from workbench.store import RunStore, WriteError
+from workbench.store import RunStore, WriteError, open_run
 from workbench.training.gradients import NonFiniteError
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class Worker:
 
     def _work(self, config: RunConfig, store: RunStore, ready: Future[None]) -> None:
         try:
-            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+            torch.set_num_threads(_threads(open_run(store.path).meta))
             self.engine = Engine(config, store)
             self.engine.snapshot_ended = self._tell
             self.engine.policy.before_forward(self.queue.check)
@@ -173,7 +173,7 @@ class Worker:
                 else:
                     self.engine.save()  # step 0: every rewind can start here
             self._doing = ""
-            store.set_status("idle")
+            store.set_status("idle", threads=torch.get_num_threads())
         except BaseException as error:
             if store.last_step() or store.snapshot_steps():
                 store.close()
@@ -365,3 +365,8 @@ class Worker:
             self.state = "closed"
             self.queue.refuse()
         self._tell()
+
+
+def _threads(meta: dict[str, Any]) -> int:
+    """OMP_NUM_THREADS, else as many as the run had last: the last bit of sums hangs on it."""
+    return int(os.environ.get("OMP_NUM_THREADS") or meta.get("threads") or os.cpu_count() or 1)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.session.runs import STEPS, History, assert_same_numbers, pause_half_way, weights
 from tests.training.tiny import same_bits
@@ -116,3 +117,18 @@ def test_after_close_every_call_says_so_and_reading_goes_on(s: Session, tmp_path
     assert s.record(1).step == 1
     assert "closed" in repr(s)
     assert not (tmp_path / "fork").exists()
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_had(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of floats hang on it: else a replay on a larger machine would differ."""
+    folder = tmp_path / "run"
+    for asked, expected in (("3", 3), (None, 3), ("2", 2), (None, 2)):
+        if asked is None:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        with Session.resume(folder) if folder.exists() else Session(config, folder) as s:
+            used = s._worker.post("threads", "look", torch.get_num_threads)
+            assert used == s.reader.meta["threads"] == expected

@@ -171,9 +171,9 @@ class RunStore:
         with self._transaction("a finding"):
             schema.insert(self._db, "findings", self.timeline, [row])
 
-    def set_status(self, state: str) -> None:
-        """Tell readers the state of the run, with this process's pid and the time."""
-        now = {"state": state, "pid": os.getpid(), "updated": time.time()}
+    def set_status(self, state: str, **more: Any) -> None:
+        """Tell readers the state of the run, with this process's pid, the time and `more`."""
+        now = {"state": state, "pid": os.getpid(), "updated": time.time(), **more}
         with self._transaction("the run's state"):
             schema.write_meta(self._db, now)
 
