@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
@@ -25,6 +30,7 @@ from workbench.comparing.tables import (
     summary_frame,
 )
 from workbench.config import ConfigError, RunConfig
+from workbench.store import RunFolderError, open_run
 
 
 def comparison(folder: Path, **changes: object) -> Comparison:
@@ -214,6 +220,41 @@ def test_a_comparison_in_processes_reuses_another_ones_trials(folder: Path, tmp_
     table = (other.run / "table.md").read_text(encoding="utf-8")
     assert "as 2 trials a method chose them for first, not tuned here" in table
     assert "| trial |" not in table and "| trial |" in (first.run / "table.md").read_text()
+
+
+def steps_of(run: Path) -> int:
+    """0 as well where the run's folder is just being made."""
+    try:
+        return open_run(run).last_step()
+    except RunFolderError:
+        return 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    asked = tiny(folder, tmp_path / "stopped", steps=60, seeds=(0,))
+    (tmp_path / "run.toml").write_text(asked.base.to_toml(), encoding="utf-8")
+    command = [
+        sys.executable, "-m", "workbench", "compare", "--config", str(tmp_path / "run.toml"),
+        "--methods", "sft,grpo", "--seeds", "0", "--steps", "60", "--jobs", "2",
+        "--run", str(asked.run),
+    ]  # fmt: skip
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **piped)
+    runs = [job.run for job in asked.reports({})]
+    while not all(map(steps_of, runs)):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on" in told[1]
+    assert "Traceback" not in told[1]
+    reached = [steps_of(run) for run in runs]
+    assert 0 < min(reached) < 60
+    subprocess.run(command, check=True, **piped)
+    for job in tiny(folder, tmp_path / "whole", steps=60, seeds=(0,)).reports({}):
+        found = read_outcome(asked.run / job.run.name)
+        assert found and found.accuracy == execute(job).accuracy and found.steps == 60
 
 
 def test_a_budget_of_tokens_ends_a_run(folder: Path, tmp_path: Path) -> None:
