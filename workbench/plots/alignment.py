@@ -285,7 +285,7 @@ def demonstrations_scatter(
     which training never sees; off by default, so that the measurement is judged before the answer
     is known. Custom data: demonstration_id.
     """
-    title = "Each demonstration: does it push the way RL wants?"
+    title = "Does each demonstration push with RL?"
     if step is not None:
         demonstrations = demonstrations[demonstrations["step"] <= step]
     visits = demonstrations[demonstrations["rl_alignment"].notna()]
@@ -342,7 +342,7 @@ def demonstrations_over_time(demonstrations: pd.DataFrame) -> go.Figure:
 
     `demonstrations`: frame "demonstrations".
     """
-    title = "Per-demonstration cos with RL: median and middle half"
+    title = "cos(demonstration, RL): median, middle half"
     rows = demonstrations[demonstrations["rl_cosine"].notna()]
     if rows.empty:
         return empty(title, _MISSING)

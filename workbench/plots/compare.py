@@ -11,7 +11,7 @@ from workbench.plots._theme import COLORWAY, empty, figure, show
 
 
 def method_curves(curves: pd.DataFrame, column: str, title: str, over: str = "step") -> go.Figure:
-    """Each method's mean over its seeds, and thin lines for the seeds.
+    """Each method's mean over its seeds, and thin lines for the seeds; `column` is a share.
 
     curves: one row a measurement: method, seed, `column`, and `over` (step or seconds).
     """
@@ -45,6 +45,7 @@ def method_curves(curves: pd.DataFrame, column: str, title: str, over: str = "st
                 legendgroup=method,
                 line={"color": colour, "width": 2.5, "dash": dash},
             )
+    drawn.update_yaxes(tickformat=".0%", rangemode="nonnegative")
     return drawn
 
 

@@ -32,7 +32,7 @@ def coordinator_norms(coordinator: pd.DataFrame) -> go.Figure:
 
     A layer's value is taken over all its matrices together: √Σ‖ΔW‖² / √Σ‖W‖².
     """
-    title = "How far the coordinator moves each layer: ‖ΔW‖ / ‖W‖"
+    title = "Size of the coordinator by layer: ‖ΔW‖ / ‖W‖"
     if coordinator.empty:
         return empty(title, _MISSING)
     squares = coordinator.assign(
@@ -68,7 +68,7 @@ def effective_ranks(coordinator: pd.DataFrame) -> go.Figure:
     A layer's value is the mean over its matrices; hover says their range. Near 1 the coordinator
     writes along one direction of each matrix; it cannot exceed the rank it was given.
     """
-    title = "Directions the coordinator uses: effective rank of ΔW"
+    title = "Effective rank of ΔW by layer"
     measured = coordinator.dropna(subset="effective_rank")
     if measured.empty:
         return empty(title, _MISSING)

@@ -201,7 +201,7 @@ def curves(
                 name=line.label,
                 showlegend=line.in_legend,
                 mode="lines+markers" if len(measured) <= 40 else "lines",
-                line={"color": line.colour, "dash": line.dash, "width": 4 if under else 2},
+                line={"color": line.colour, "dash": line.dash, "width": 3.5 if under else 1.8},
                 marker={"size": 4},
                 zorder=-1 if under else 0,
                 hovertemplate="%{y:.1%}" if panel.share else "%{y:.4~g}",

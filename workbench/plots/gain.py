@@ -90,7 +90,7 @@ def gain_heatmap(
     `most_steps` measured steps are drawn. The custom data of a cell is its prompt_id, empty where
     nothing was measured.
     """
-    title = f"Cooperative gain by prompt and step ({estimator} estimate)"
+    title = f"Gain by prompt and step ({estimator})"
     chosen = gain[gain["estimator"] == estimator].reset_index(drop=True)
     if chosen.empty:
         return empty(title, _MISSING[estimator])

@@ -23,8 +23,8 @@ from workbench.ui import (
     rollouts,
     run,
 )
-from workbench.ui.header import INTRODUCTION, header_html
-from workbench.ui.parts import Updates, Values, View, help_text, page
+from workbench.ui.header import header_html
+from workbench.ui.parts import Updates, Values, View, page
 from workbench.ui.read_only import ReadOnlySession
 from workbench.ui.theme import CSS, THEME
 
@@ -50,7 +50,6 @@ def build_app(session: Session) -> gr.Blocks:
         title=f"{session.run_dir.name}: BRIDGE workbench", analytics_enabled=False, fill_width=True
     ) as app:
         header = page(header_html(session), "header")
-        help_text(INTRODUCTION)
         opened = gr.State(run.TITLE)
         shown = gr.State("")  # what the open tab was drawn from
         views: dict[str, View] = {}

@@ -7,11 +7,15 @@ const config = {
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
 };
 let bound = false;
+let width = 0;
+let room = 0; // what the legend above the curves needs at this width, the title included
 let drawn = null;
 
 function draw() {
   if (!props.value || box.offsetWidth === 0) return; // the resize observer draws once it is seen
   drawn = props.value;
+  if (box.offsetWidth !== width) room = 0;
+  width = box.offsetWidth;
   box.querySelector(":scope > .wb-quiet")?.remove(); // what was said while nothing was drawn
   const figure = JSON.parse(drawn);
   const style = getComputedStyle(element);
@@ -20,9 +24,11 @@ function draw() {
   const layout = figure.layout;
   layout.font = { ...layout.font, color: quiet };
   layout.title = { ...layout.title, font: { ...(layout.title || {}).font, color: strong } };
-  layout.width = box.offsetWidth;
+  layout.width = width;
   layout.height = box.offsetHeight;
+  layout.margin = { ...layout.margin, t: Math.max((layout.margin || {}).t ?? 56, room) };
   Plotly.react(box, figure.data, layout, config);
+  makeRoom();
   if (bound) return;
   bound = true;
   box.on("plotly_click", (event) => {
@@ -31,10 +37,17 @@ function draw() {
   });
 }
 
+function makeRoom() {
+  const legend = box.querySelector("g.legend");
+  if (!legend || box._fullLayout.legend.yanchor !== "bottom") return;
+  const needed = Math.ceil(legend.getBoundingClientRect().height) + 30;
+  if (needed <= box._fullLayout.margin.t) return;
+  room = needed;
+  Plotly.relayout(box, { "margin.t": room });
+}
+
 new ResizeObserver(() => {
-  if (box.offsetWidth === 0) return;
-  if (drawn !== props.value) draw();
-  else Plotly.relayout(box, { width: box.offsetWidth, height: box.offsetHeight });
+  if (drawn !== props.value || box.offsetWidth !== width) draw();
 }).observe(box);
 new MutationObserver(() => draw()).observe(document.body, { attributeFilter: ["class"] });
 watch("value", draw);

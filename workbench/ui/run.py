@@ -17,6 +17,7 @@ from workbench.session import Session
 from workbench.ui.absent import absent, used_knobs
 from workbench.ui.findings import findings_html
 from workbench.ui.from_finding import FromFinding
+from workbench.ui.header import INTRODUCTION
 from workbench.ui.parts import (
     Column,
     Updates,
@@ -58,6 +59,7 @@ _COSTS = [
 
 def build(session: Session) -> View:
     """Lay the tab out and wire its buttons."""
+    help_text(INTRODUCTION)
     help_text(HELP)
     lacks = absent(session.config)
     with gr.Row(equal_height=False):
@@ -222,13 +224,10 @@ def _field(knob: Knob, session: Session) -> Any:
 
 
 def _figures() -> dict[str, Any]:
-    figures = {}
-    names = list(plots.PANELS)
-    for at in range(0, len(names), 3):
-        with gr.Row():
-            for name in names[at : at + 3]:
-                figures[name] = live_plot(246, f"plot-{name}", plots.PANELS[name].what)
-    return figures
+    with gr.Row():
+        return {
+            name: live_plot(246, f"plot-{name}", panel.what) for name, panel in plots.PANELS.items()
+        }
 
 
 def cost_table(metrics: pd.DataFrame, schedule: ProbesConfig) -> str:
