@@ -67,7 +67,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tuned-in", choices=CASES, metavar="CASE", help="take the rates of this case's trials"
     )
-    parser.add_argument("--problems", type=int, help="held-out problems of each split (256)")
+    parser.add_argument(
+        "--problems", type=int, help="held-out problems (256); half as many longer ones"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="2 steps, 1 trial, 1 seed")
     args = parser.parse_args()
@@ -91,7 +93,7 @@ def comparison(args: argparse.Namespace, case: str) -> Comparison:
         prompts_per_step=args.prompts,
         demonstrations_per_step=args.prompts,
         n_validation=args.problems,
-        n_hard=args.problems,
+        n_hard=args.problems // 2,
         snapshot_every=max(args.steps, 1),
         keep_last=1,
         keep_every=0,

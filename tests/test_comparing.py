@@ -182,7 +182,7 @@ def test_runs_and_their_report(folder: Path, tmp_path: Path) -> None:
     assert (
         (tmp_path / "table.md")
         .read_text()
-        .startswith("| method | learning rate (θ, second) | accuracy |")
+        .startswith("| method | learning rate (θ, second) | accuracy, % |")
     )
     with pytest.raises(ConfigError, match=r"run with other settings \(base_lr\)"):
         _finished(tiny(folder, tmp_path, base=asked.base.with_changes(base_lr=0.5)).reports({})[0])
@@ -218,7 +218,7 @@ def test_a_comparison_in_processes_reuses_another_ones_trials(folder: Path, tmp_
     assert {path: path.stat().st_mtime_ns for path in trials} == trials
     assert len(list(other.run.glob("*/outcome.json"))) == 2
     table = (other.run / "table.md").read_text(encoding="utf-8")
-    assert "as 2 trials a method chose them for first, not tuned here" in table
+    assert "as 2 trial(s) a method chose them for first. " in table
     assert "| trial |" not in table and "| trial |" in (first.run / "table.md").read_text()
 
 

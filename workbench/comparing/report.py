@@ -54,13 +54,13 @@ def conditions(comparison: Comparison, target: float, jobs: int) -> str:
     )
     tuned = "The same learning rates for all, none tuned"
     if comparison.sweep:
-        tuned = f"{comparison.sweep} learning-rate trials a method on another seed and task"
+        tuned = f"{comparison.sweep} learning-rate trial(s) a method on another seed and task"
     if comparison.tuned_in:
         folder, sweep = comparison.tuned_in.run.name, comparison.tuned_in.sweep
-        tuned = f"Learning rates as {sweep} trials a method chose them for {folder}, not tuned here"
+        tuned = f"Learning rates as {sweep} trial(s) a method chose them for {folder}"
     return (
         f"Equal budgets: {equal}. Mean ± 95 % t-interval over {len(comparison.seeds)} seed(s); "
-        f"accuracies are greedy, on whole held-out splits, in %. {tuned}. "
+        f"accuracies are greedy, on whole held-out splits. {tuned}. "
         f"Target: {100 * target:.1f} %; a bracket says how many seeds reached it. Seconds are of "
         "training, without probes; worst drop is the deepest fall below an earlier best. "
         f"{jobs} run(s) at a time on {platform.machine()}, Python {platform.python_version()}."
@@ -117,7 +117,12 @@ def markdown_pairs(pairs: pd.DataFrame, against: str, heading: str) -> str:
         ]
         for row in pairs.itertuples()
     ]
-    heads = [f"minus `{against}`, {heading}", "points", "p (sign flips, uncorrected)", "seeds"]
+    heads = [
+        f"minus `{against}`, {heading.removesuffix(', %')}",
+        "points",
+        "p (sign flips, uncorrected)",
+        "seeds",
+    ]
     return _table(heads, rows)
 
 
@@ -145,9 +150,10 @@ def at_the_edge(tried: Done, done: Done) -> str:
 
 
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;"
     "color:#1d2431}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .7rem;"
     "border-bottom:1px solid #ddd;text-align:left;font-variant-numeric:tabular-nums}"
+    "td{white-space:nowrap}td+td,th+th{text-align:right}"
 )
 
 
@@ -167,7 +173,10 @@ def html_page(comparison: Comparison, done: Done, tables: Sequence[str]) -> str:
         for i, figure in enumerate(figures)
     )
     body = "".join(_html_of(part) for part in tables if part)
-    title = f"{len(comparison.methods)} methods on {comparison.base.task.kind}"
+    title = (
+        f"{len(comparison.methods)} methods on {comparison.base.task.kind}, "
+        f"{len(comparison.seeds)} seed(s)"
+    )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
         f"</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"

@@ -17,14 +17,14 @@ from workbench.store import open_run
 Done = Sequence[tuple[Job, Outcome]]
 
 MEASURES = {
-    "accuracy": "accuracy",
-    "hard_accuracy": "out of distribution",
+    "accuracy": "accuracy, %",
+    "hard_accuracy": "out of distribution, %",
     "steps_to_target": "steps to target",
     "seconds_to_target": "seconds to target",
-    "worst_drop": "worst drop",
+    "worst_drop": "worst drop, points",
     "findings": "findings",
     "seconds": "seconds",
-    "peak_mb": "peak MiB",
+    "peak_mb": "peak, MiB",
 }
 """Columns of the outcome frame that are summarised, with their headings."""
 
