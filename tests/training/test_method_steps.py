@@ -53,6 +53,13 @@ class HopelessTask(PairedTask):
         return float(completion.startswith(solution.splitlines()[0]))
 
 
+class KindTask(PairedTask):
+    """Every text earns something, so that no group is hopeless."""
+
+    def reward(self, completion: str, problem: Problem) -> float:
+        return max(0.25, super().reward(completion, problem))
+
+
 def begin(config: RunConfig, task: ChanceTask | None = None) -> Trainer:
     method, tracked = make_method(config), config.training.track_baseline
     policy = make_policy(config, baseline=method.baseline or tracked)
@@ -147,6 +154,18 @@ def test_hpt_at_gate_1_is_sft(folder: Path) -> None:
     b = moved(folder, method="sft", **sizes)
     for name, value in a.base.items():
         assert torch.allclose(value, b.base[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_actguide_without_hopeless_groups_is_grpo(folder: Path) -> None:
+    found = []
+    for method in ("actguide", "grpo"):
+        trainer = begin(small_config(folder, method=method), KindTask())
+        start = copy_of(trainer.policy.base)
+        records = [trainer.step(number) for number in (1, 2)]
+        assert not same_bits(trainer.policy.base, start)
+        found.append(trainer.policy.base)
+    assert records[0].metrics.get("guide/hard") is None
+    assert same_bits(*found)
 
 
 def test_alternating_is_one_step_of_grpo_and_then_one_of_sft(folder: Path) -> None:
