@@ -10,7 +10,8 @@ training and no score reads it. Per run seed (each with demonstrations of its ow
   the clean ones are written in a style the model never saw, right all the same: a score that finds
   the unusual instead of the harmful fails there;
 - after each checkpoint, the AUROC of flawed against clean (0.5: a coin, 1: every flawed one ranks
-  above every clean one) of the ledger's score beside simpler scores made of the same visits;
+  above every clean one) of the ledger's score beside simpler scores made of the same visits, and of
+  what 8 rollouts of the RL-only baseline say of each demonstration's answer (`check_answers`);
 - from the step --aside-at on, three ways to go on with the first run: with all demonstrations,
   without the 64 that rank as most suspect (as many as are flawed), and without the flawed ones by
   their tags, which nobody could do in life.
@@ -21,6 +22,7 @@ Each finished run leaves its folder under --out; started again, the script goes 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
 from collections.abc import Callable
@@ -35,6 +37,10 @@ from workbench.probes.ledger import ledger
 
 FLAWS = ("wrong_step", "wrong_answer", "detour", "other_task")
 STYLES = {"default": 0.0, "unfamiliar": 0.5}
+TITLES = {
+    "default": "A quarter flawed, the rest as the model knows it",
+    "unfamiliar": "The same, half of the clean ones in an unfamiliar style",
+}
 ARMS = ("all", "suspects set aside", "flawed set aside")
 SCORES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "ledger score": lambda found: found["score"],
@@ -43,6 +49,8 @@ SCORES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "−loss drop": lambda found: -found["loss_drop"],
     "gradient norm": lambda found: found["grad_norm"],
 }
+VOTES = "**contradicted**"
+"""Row of the table for `disagreement`, which is asked for at each checkpoint."""
 CHEAP: dict[str, Any] = {
     "shared_gain_every": 0,
     "paired_gain_every": 0,
@@ -64,11 +72,15 @@ def auroc(score: pd.Series, flawed: pd.Series) -> float:
     return float(above / (n_flawed * n_clean))
 
 
-def run_to(session: Session, step: int, bar: tqdm[Any]) -> None:
-    """Step until `step` is done."""
+def run_to(
+    session: Session, step: int, bar: tqdm[Any], ask: Callable[[Session], None] | None = None
+) -> None:
+    """Step until `step` is done; call `ask` after each."""
     while session.step_number < step:
         session.step()
         bar.update()
+        if ask is not None:
+            ask(session)
 
 
 def train(seed: int, style: str, args: argparse.Namespace, bar: tqdm[Any]) -> None:
@@ -90,8 +102,14 @@ def train(seed: int, style: str, args: argparse.Namespace, bar: tqdm[Any]) -> No
         n_validation=256,
         **CHEAP,
     )
+
+    def ask(session: Session) -> None:
+        if session.step_number in args.checkpoints:
+            votes = {row.demonstration_id: row.disagreement for row in session.check_answers()}
+            _votes(args, style, seed, session.step_number).write_text(json.dumps(votes))
+
     with Session(config, run_dir=main) as session:
-        run_to(session, aside, bar)
+        run_to(session, aside, bar, ask)
         for arm in arms[1:]:
             found = session.ledger()
             ids = {
@@ -102,10 +120,14 @@ def train(seed: int, style: str, args: argparse.Namespace, bar: tqdm[Any]) -> No
                 fork.set_aside(list(ids))
                 run_to(fork, args.steps, bar)
                 _write_accuracy(fork, args.out / f"{style}-{seed}-{arm}.accuracy")
-        run_to(session, args.steps, bar)
+        run_to(session, args.steps, bar, ask)
         _write_accuracy(session, args.out / f"{style}-{seed}-{arms[0]}.accuracy")
-        run_to(session, steps, bar)
+        run_to(session, steps, bar, ask)
     (args.out / f"{style}-{seed}.done").touch()
+
+
+def _votes(args: argparse.Namespace, style: str, seed: int, step: int) -> Path:
+    return Path(args.out / f"{style}-{seed}.votes-{step}")
 
 
 def _flawed(session: Session) -> list[str]:
@@ -123,9 +145,12 @@ def found_table(args: argparse.Namespace, style: str) -> str:
     heads = ["score", "steps", *(f"`{flaw}`" for flaw in FLAWS), "all"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     frames = [open_run(args.out / f"{style}-{s}").frame("demonstrations") for s in args.seed_list]
-    for name, score in SCORES.items():
+    for name, score in {VOTES: _disagreement, **SCORES}.items():
         for checkpoint in args.checkpoints:
             books = [ledger(frame[frame["step"] <= checkpoint]) for frame in frames]
+            for seed, book in zip(args.seed_list, books, strict=True):
+                votes = json.loads(_votes(args, style, seed, checkpoint).read_text())
+                book["disagreement"] = book["demonstration_id"].map(votes)
             cells = [f"**{name}**" if name == "ledger score" else name, str(checkpoint)]
             for flaw in (*FLAWS, None):
                 values = []
@@ -137,6 +162,10 @@ def found_table(args: argparse.Namespace, style: str) -> str:
                 cells.append(_spread(values, 2))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _disagreement(found: pd.DataFrame) -> pd.Series:
+    return found["disagreement"]
 
 
 def aside_table(args: argparse.Namespace) -> str:
@@ -170,22 +199,24 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, nargs="+", default=[20, 40, 80])
     parser.add_argument("--aside-at", type=int, default=20)
     parser.add_argument("--steps", type=int, default=60, help="end of the set-aside comparison")
+    parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES))
     args = parser.parse_args()
     if not args.aside_at <= args.steps <= max(args.checkpoints):
         parser.error("needs --aside-at ≤ --steps ≤ the last checkpoint")
     args.seed_list = range(args.seeds)
     args.out.mkdir(parents=True, exist_ok=True)
-    each = 2 * max(args.checkpoints) + 2 * (args.steps - args.aside_at)
+    each = len(args.styles) * max(args.checkpoints)
+    each += 2 * (args.steps - args.aside_at) * ("default" in args.styles)
     with tqdm(total=args.seeds * each, unit="step") as bar:
         for seed in args.seed_list:
-            for style in STYLES:
+            for style in args.styles:
                 train(seed, style, args, bar)
-    print("\n## A quarter flawed, the rest as the model knows it\n")
-    print(found_table(args, "default"))
-    print("\n## The same, half of the clean ones in an unfamiliar style\n")
-    print(found_table(args, "unfamiliar"))
-    print(f"\n## Set aside after step {args.aside_at}, accuracy after step {args.steps}\n")
-    print(aside_table(args))
+    for style in args.styles:
+        print(f"\n## {TITLES[style]}\n")
+        print(found_table(args, style))
+    if "default" in args.styles:
+        print(f"\n## Set aside after step {args.aside_at}, accuracy after step {args.steps}\n")
+        print(aside_table(args))
     print(f"\n{args.seeds} seeds, mean ± sd; preset `pocket`, method `bridge`.")
 
 

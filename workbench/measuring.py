@@ -144,19 +144,21 @@ class Measuring:
         self,
         demonstration_ids: Sequence[str] | None = None,
         rollouts: int = 8,
-        policy: PolicyName = "joint",
+        policy: PolicyName | None = None,
         seed: int = 0,
     ) -> list[AnswerRow]:
-        """Do the policy's own rollouts come to the answers that the demonstrations show?
+        """Do a policy's own rollouts come to the answers that the demonstrations show?
 
         All demonstrations, or those of `demonstration_ids`, `rollouts` completions of each one's
-        prompt; `Session.ledger(answers)` ranks by it. Changes nothing in the run. Raises
-        SessionError.
+        prompt; `Session.ledger(answers)` ranks by it. policy: None: the RL-only baseline, which saw
+        no demonstration, where the run has one, else the joint policy. Changes nothing in the run.
+        Raises SessionError.
         """
         engine = self._worker.engine
 
         def look() -> list[AnswerRow]:
-            self._check_policy(policy)
+            judge = policy or ("baseline" if engine.policy.baseline is not None else "joint")
+            self._check_policy(judge)
             if rollouts < 1:
                 raise SessionError(f"check_answers: rollouts must be at least 1 (got {rollouts})")
             known = {shown.id: shown for shown in engine.task.demonstrations()}
@@ -166,7 +168,7 @@ class Measuring:
                     raise SessionError(f"check_answers: the task has no demonstration {asked!r}")
             return answer_rows(
                 engine.policy,
-                policy,
+                judge,
                 engine.task,
                 [known[asked] for asked in ids],
                 rollouts=rollouts,

@@ -9,6 +9,9 @@ the votes for answer a, and a_j the answer extracted from the demonstration's ow
 rollouts scatter, and the value stays near 0: no evidence either way. What the right answer is, is
 not used, and neither is how the solution is written, which the loss and the gradients mostly see.
 
+The RL-only baseline is the better judge: it saw no demonstration, so what is wrong with them is no
+habit of its own, and where they are written strangely it does not begin to write so itself.
+
 Blind to a wrong way to the right answer, to a demonstration without an answer, and to mistakes that
 the policy makes too. It costs K rollouts a demonstration, so it is asked for and on no schedule.
 

@@ -33,10 +33,10 @@ HELP = (
     "<b>The ledger</b>: what each demonstration has done over all its visits. Its contribution is "
     "the sum of its inner products with the RL gradient, ± the standard error of that sum: a "
     "demonstration that lies clear below zero has pushed against RL time and again. The score "
-    "ranks suspects, the highest first. <b>Ask for answers</b>: the policy's own rollouts on each "
-    "demonstration's prompt vote on the answer that it shows, and those they contradict come "
-    "first. That finds wrong answers where right ones look unfamiliar, which the score takes for "
-    "suspect, too. Set one aside and later steps draw others; it can be taken back."
+    "ranks suspects, the highest first. <b>Ask for answers</b>: eight rollouts of the RL-only "
+    "baseline (of the joint policy where there is none) on each one's prompt vote on the answer "
+    "that it shows, and those they contradict come first. That tells wrong from unfamiliar, which "
+    "the score does not. Set one aside and later steps draw others; it can be taken back."
 )
 _COLUMNS = [
     Column("rank", 0, "1 is the most suspect"),
@@ -89,7 +89,7 @@ class LedgerView:
                 export = gr.Button("Export them as JSONL", size="md", elem_id="export-suspects")
                 all_aside = gr.Button("Set them aside", size="md", elem_id="suspects-aside")
             with gr.Column(scale=0, min_width=240):
-                ask = gr.Button("Ask the policy for answers", size="md", elem_id="ask-answers")
+                ask = gr.Button("Ask for answers", size="md", elem_id="ask-answers")
                 forget = gr.Button("Rank by the score alone", size="md", elem_id="forget-answers")
         saved = gr.Textbox(visible=False)
         self.table = live_table(420, "demonstration-table")
