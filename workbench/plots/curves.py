@@ -207,7 +207,7 @@ def curves(
                 hovertemplate="%{y:.1%}" if panel.share else "%{y:.4~g}",
             )
         )
-    drawn.update_layout(hovermode="x unified", showlegend=len(present) > 1)
+    drawn.update_layout(hovermode="x unified", showlegend=len(lines) > 1)
     if sum(line.in_legend for line in present) > 3:
         drawn.update_layout(margin={"t": 72})  # the legend takes two rows
     if panel.log:

@@ -36,7 +36,9 @@ def absent(config: RunConfig) -> Absent:
     name, tracked = f"The method {config.method}", config.training.track_baseline
     fork = "fork the run, or start one, with track_baseline = true to measure its gain"
     return Absent(
-        rollouts="" if method.rollouts or tracked else f"{name} draws no rollouts.",
+        rollouts=""
+        if method.rollouts or tracked
+        else f"{name} draws no rollouts: it learns from demonstrations alone, without rewards.",
         demonstrations="" if method.demonstrations else f"{name} learns from no demonstrations.",
         baseline=""
         if method.baseline or tracked

@@ -16,6 +16,7 @@ from workbench.ui.parts import (
     Values,
     View,
     figure_json,
+    first_metric,
     help_text,
     live_plot,
     live_table,
@@ -63,9 +64,11 @@ def build(session: Session) -> View:
     def draw(values: Values) -> Updates:
         tree, metrics = run_tree(session.run_dir), branch_metrics(session.run_dir)
         names = [n for n in metrics if n not in ("node", "step") and not n.startswith("seconds/")]
+        # the field begins with "reward"; what a person asks for is shown, also where it is empty
+        shown = first_metric(names) if values[metric] == "reward" else values[metric]
         return {
-            metric: gr.update(choices=names or ["reward"]),
-            chart: figure_json(plots.branches(tree, metrics, values[metric])),
+            metric: gr.update(choices=names or ["reward"], value=shown),
+            chart: figure_json(plots.branches(tree, metrics, shown)),
             table: tree_table(tree, str(session.reader.path)),
         }
 

@@ -26,6 +26,7 @@ from workbench.ui.parts import (
     View,
     card,
     figure_json,
+    first_metric,
     help_text,
     live_plot,
     live_table,
@@ -91,8 +92,8 @@ def build(session: Session) -> View:
         names = [_name(run.path, folder) for run in runs_in(folder)]
         wanted = [name for name in values[chosen] if name in names] or [own]
         runs = [open_run(folder / name) for name in wanted]
-        metrics = metric_names(runs) or ["reward"]
-        shown = values[metric] if values[metric] in metrics else metrics[0]
+        metrics = metric_names(runs)
+        shown = first_metric(metrics, values[metric])
         ends = [values[end] if values[end] in names else own for end in (first, second)]
         frames = {name: run.frame("metrics") for name, run in zip(wanted, runs, strict=True)}
         return {

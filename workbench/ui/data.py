@@ -100,7 +100,11 @@ def build(session: Session) -> View:
         try:
             data = session.data()
         except SessionError as error:  # the run is only read here
-            return {drawn: values[split], table: table_json([], [], [], str(error))}
+            return {
+                drawn: values[split],
+                table: table_json([], [], [], str(error)),
+                lengths: figure_json(plots.empty("Lengths", str(error))),
+            }
         return {
             drawn: values[split],
             table: data_table(data, values[split]),

@@ -155,6 +155,12 @@ def lacking(why: str) -> None:
         page(f'<p class="wb-lacking">{html.escape(why)}</p>')
 
 
+def first_metric(names: Sequence[str], wanted: str = "") -> str:
+    """The metric to show: the one wanted where there is such, else the most telling one."""
+    telling = ("reward", "eval/accuracy", "loss/sft", *names)
+    return next((name for name in (wanted, *telling) if name in names), "reward")
+
+
 def reward_chip(reward: float) -> str:
     """A reward as a small coloured label."""
     if math.isnan(reward):
