@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from math import isnan, nan
+from math import comb, isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -69,6 +69,9 @@ def test_the_best_mean_wins_and_a_tie_goes_to_the_smaller_rate(tmp_path: Path) -
     assert choose(list(zip(trials, results, strict=True)), "sft") == Rates(0.5)
     results[2] = outcome([0.7, 0.4])
     assert choose(list(zip(trials, results, strict=True)), "sft") == Rates(2.0)
+    results[0] = outcome([nan, nan])
+    with pytest.raises(ConfigError, match="no validation problems to choose"):
+        choose(list(zip(trials, results, strict=True)), "sft")
 
 
 def test_rates_may_come_from_the_trials_of_another_comparison(tmp_path: Path) -> None:
@@ -122,6 +125,17 @@ def test_sign_flips_by_hand() -> None:
     assert sign_flip_p([1.0, 1.0, 1.0]) == 0.25
     assert sign_flip_p([1.0, -1.0]) == 1.0
     assert sign_flip_p([0.3, 0.1, 0.2, 0.4, 0.5]) == 2 / 32
+
+
+def test_sign_flips_of_many_pairs_are_drawn() -> None:
+    ways = (
+        comb(15, i) * comb(15, j)
+        for i in range(16)
+        for j in range(16)
+        if abs((2 * i - 15) + (2 * j - 15) / 2) >= 7.5
+    )
+    assert sign_flip_p([1.0, -0.5] * 15) == pytest.approx(sum(ways) / 2**30, abs=0.012)
+    assert sign_flip_p([1.0] * 30) == pytest.approx(0.0001)
 
 
 def test_pairs_are_of_equal_seeds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -161,9 +162,12 @@ def _trials(method: str) -> list[Rates]:
 def choose(done: Sequence[tuple[Job, Outcome]], method: str) -> Rates:
     """The trial with the best mean validation accuracy over its checkpoints.
 
-    The end alone would tie where methods saturate; on a tie the smaller rates win.
+    The end alone would tie where methods saturate; on a tie the smaller rates win. Raises
+    ConfigError where the task has no validation problems.
     """
     mine = [(job, outcome) for job, outcome in done if job.method == method]
+    if any(isnan(value) for _, outcome in mine for value in outcome.accuracy):
+        raise ConfigError("--sweep-lr: the task has no validation problems to choose a rate by")
     best = max(
         mine,
         key=lambda it: (fmean(it[1].accuracy), -it[0].rates.base, -it[0].rates.second),
