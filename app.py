@@ -163,7 +163,7 @@ def _serve(session: Session, options: argparse.Namespace) -> None:
     )
     print(f"open {url} (Ctrl-C saves the run and stops)", flush=True)
     stop.wait()
-    print("saving", flush=True)
+    print("stopping", flush=True)
     app.close(verbose=False)
 
 

@@ -190,3 +190,14 @@ def test_impossible_questions_are_refused_in_one_line(
 ) -> None:
     with pytest.raises(SessionError, match=message):
         session.dose_response(**asked)
+
+
+def test_a_rollout_on_a_demonstrations_prompt_is_scored_too(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    with Session(config.with_changes(method="superrl"), tmp_path / "run") as s:
+        row = next(row for row in s.step().rollouts if row.purpose == "train")
+        assert row.prompt_id.startswith("demo")
+        (found,) = s.counterfactual(1, row.sequence, snapshot_step=0)
+        assert found.other.completion == row.completion
+        assert found.other.reward == float(row.extracted == row.answer)

@@ -170,6 +170,14 @@ class Looking(Measuring):
                         f"not {rollouts}"
                     )
                 row = self._recorded(step, sequence, purpose, written_by)
+                asked_for = Problem(row.prompt_id, row.prompt, row.answer)
+
+                def own_reward(asked: str, completion: str) -> float:
+                    found = reward(
+                        asked, completion
+                    )  # NaN: a demonstration's prompt, not a split's
+                    return engine.task.reward(completion, asked_for) if isnan(found) else found
+
                 return counterfactuals(
                     recorded(row),
                     other,
@@ -178,7 +186,7 @@ class Looking(Measuring):
                     sequences=[row.sequence],
                     max_new_tokens=longest,
                     temperature=temperature,
-                    reward=reward,
+                    reward=own_reward,
                     environments=partial(environments, engine.task),
                 )
             if prompt is None or text is None or step is not None or sequence is not None:

@@ -155,11 +155,12 @@ def build(session: Session) -> View:
             updates[hinted] = True
             updates[bars] = figure_json(plots.logprob_difference([], [], []))
             updates[dose] = figure_json(
-                plots.dose_response([]), "Press “Measure the reward at every scale”: takes a while."
+                plots.dose_response([]),
+                why or "Press “Measure the reward at every scale”: takes a while.",
             )
             updates[ablation] = figure_json(
                 plots.coordinator_ablation([]),
-                "Press “Switch off one layer at a time”: takes a while.",
+                why or "Press “Switch off one layer at a time”: takes a while.",
             )
         return updates
 
