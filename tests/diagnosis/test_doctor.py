@@ -186,6 +186,18 @@ def test_a_run_folder_has_its_rollouts_read_and_its_own_findings_told(tmp_path: 
     assert "verifier_noisy" not in skipped  # its metric was read from the rollouts
 
 
+def test_files_that_are_not_what_was_written_are_told_once_nobody_writes(tmp_path: Path):
+    with RunStore.create(tmp_path / "run", RunConfig()) as store:
+        for record in make_records(3):
+            store.append(record)
+        (tmp_path / "run/rollouts/step-000002.parquet").write_bytes(b"PAR1")
+        assert examine(tmp_path / "run").exit_code == 0
+    report = examine(tmp_path / "run")
+    (finding,) = report.diagnosis.findings
+    assert (finding.detector, report.exit_code) == ("run_folder", 2)
+    assert "step-000002.parquet is damaged" in finding.message
+
+
 def test_settings_are_those_in_force_at_a_step_and_a_fork_s_its_own(tmp_path: Path):
     def change(step: int, **arguments: object) -> CommandRow:
         return CommandRow(step, "rollouts", 0.0, "set", arguments, "done")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.store import RunFolderError, RunStore, open_run
+from workbench.store import RunFolderError, RunStore, WriteError, open_run
 
 
 def test_a_folder_holds_one_run(tmp_path, config):
@@ -125,6 +125,27 @@ def test_who_has_a_run_open_and_since_when(tmp_path, config):
         with pytest.raises(RunFolderError, match="in use by process 123: close"):
             RunStore.open(tmp_path / "run")
     assert open_run(tmp_path / "run").holder is None
+
+
+@pytest.mark.parametrize("removed", ["lock", "run.sqlite"])
+def test_who_removes_the_lock_or_the_database_under_a_run_does_not_get_two_writers(
+    removed, tmp_path, config, record
+):
+    store = RunStore.create(tmp_path / "run", config)
+    store.append(record(1))
+    (tmp_path / "run" / removed).unlink()
+    if removed == "lock":
+        with RunStore.open(tmp_path / "run") as other:
+            other.append(record(2))
+    with pytest.raises(WriteError, match="step 2 was not written: .*lock or run.sqlite was rem"):
+        store.append(record(2))
+    if removed == "run.sqlite":
+        with pytest.raises(WriteError):
+            store.close()
+    else:
+        store.close()
+        with RunStore.open(tmp_path / "run") as again:
+            assert again.last_step() == 2
 
 
 def test_a_read_only_folder_is_read_and_not_written(config, record):

@@ -11,12 +11,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from workbench.config import RunConfig
 from workbench.diagnosis.catalogue import DETECTORS, Diagnosis, diagnose, worst_first
 from workbench.diagnosis.detector import SEVERITIES, Watch
 from workbench.diagnosis.logs import TRL_SETTINGS, read_log
 from workbench.records import Finding
-from workbench.store import Run, RunFolderError, open_run
+from workbench.store import DamagedError, Run, RunFolderError, open_run
 from workbench.store.folder import DATABASE
 
 
@@ -140,12 +142,20 @@ def _some(names: set[str]) -> str:
 def diagnose_run(run: Run) -> Diagnosis:
     """All detectors over a run's live history, whatever its policies are.
 
-    Findings of the workbench itself, e.g. of a step that was not applied, are among them.
+    Findings of the workbench itself, e.g. of a step that was not applied, are among them, and
+    files that are not what was written; of a run in progress those are not looked at.
     """
     config = run.config.diagnosis
+
+    def rollouts(step: int) -> pd.DataFrame:
+        try:
+            return run.rollouts(step)
+        except DamagedError:  # told below
+            return pd.DataFrame()
+
     found = diagnose(
         run.frame("metrics"),
-        run.rollouts,
+        rollouts,
         settings_in_force(run),
         warm_up=config.finding_warm_up,
         cooldown=config.finding_cooldown,
@@ -159,6 +169,10 @@ def diagnose_run(run: Run) -> Diagnosis:
         Finding(**{k: v for k, v in row.items() if k in names}) for row in stored.to_dict("records")
     ]
     told = [f for f in told if f.severity in SEVERITIES]
+    said = {finding.message for finding in told}
+    damaged = [] if run.holder else [line for line in run.problems() if line not in said]
+    last = run.last_step()
+    told += [Finding(last, "critical", "run_folder", line, {}, "") for line in damaged]
     return Diagnosis(worst_first([*found.findings, *told]), found.skipped, found.n_steps)
 
 

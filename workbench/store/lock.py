@@ -63,6 +63,15 @@ def hold(folder: Path) -> IO[str]:
     )
 
 
+def is_ours(folder: Path, held: IO[str]) -> bool:
+    """Whether the lock file of the folder is still the one we hold; else two may write at once."""
+    try:
+        there = os.stat(folder / NAME, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(held.fileno()))
+
+
 def holder(folder: Path) -> Holder | None:
     """The living process that has the run folder open for writing; None where there is none."""
     try:

@@ -24,7 +24,7 @@ from workbench.store import creation, forking, integrity, lock, schema, snapshot
 from workbench.store.archive import Archive, Written
 from workbench.store.checksums import sha256_of
 from workbench.store.durable import write_durably, writing
-from workbench.store.errors import DamagedError, RunFolderError
+from workbench.store.errors import DamagedError, RunFolderError, WriteError
 from workbench.store.folder import (
     CONFIG,
     DATABASE,
@@ -130,14 +130,19 @@ class RunStore:
     @contextmanager
     def _transaction(self, what: str) -> Iterator[None]:
         """All the statements of the block, or none. Raises WriteError: `what` was not written."""
+        if not lock.is_ours(self.path, self._lock) or not (self.path / DATABASE).exists():
+            raise WriteError(
+                f"{what} was not written: {self.path / lock.NAME} or {DATABASE} was removed while "
+                "this process had the run open, and another may have it now; close this session"
+            )
         with writing(what), self._db:
             yield
 
     def append(self, record: StepRecord) -> None:
         """Record one step: its rollouts file, then all its rows in one transaction."""
-        assert record.step == self.last_step() + 1, (record.step, self.last_step())
         step, file = record.step, ""
         with self._transaction(f"step {step}"):
+            assert step == self.last_step() + 1, (step, self.last_step())
             if record.rollouts:
                 file = rollouts_file(step, self.timeline)
                 table = schema.rollouts_table(record.rollouts)
