@@ -2,12 +2,14 @@
 
     python benchmarks/noise.py                     # bridge, grpo, sft; p = 0, 0.2, 0.4; 3 seeds
     python benchmarks/noise.py --quick             # a smoke test in a minute; says nothing
-    python benchmarks/noise.py --task knights      # knights and knaves, on --model (extra gym)
+    python benchmarks/knights.py --out runs/knights         # a model that knows a little; extra gym
+    python benchmarks/noise.py --task knights --model runs/knights
 
 A training reward r becomes 1 − r with probability p (`reward_flip` [paper: p = 0.2]); evaluations
 are never flipped. `sft` sees no reward: its runs are the same for every p and are done once a seed.
-All methods keep the preset's learning rates; runs with one seed share prompts, demonstrations and
-rollout noise, whatever p is. The differences to p = 0 are paired by seed.
+Each method has the learning rate that was best for it in the trials of methods.py (`RATES`). Runs
+with one seed share prompts, demonstrations and rollout noise, whatever p is; the differences to
+p = 0 are paired by seed.
 
 Each finished run leaves a JSON file under --out; started again, the script goes on from there.
 """
@@ -27,6 +29,8 @@ from tqdm import tqdm
 
 METHODS = ("bridge", "grpo", "sft")
 FLIPS = (0.0, 0.2, 0.4)
+RATES = {"bridge": (1e-4, 5e-4), "grpo": (2e-4, 5e-4), "sft": (2e-4, 5e-4)}
+"""Learning rates of θ and w: results/methods.md; the preset's for other methods."""
 PROBES_OFF = {
     "alignment_every": 0,
     "shared_gain_every": 0,
@@ -53,6 +57,8 @@ class Job:
     flip: float
     seed: int
     steps: int
+    prompts: int
+    rollouts: int
     problems: int
     task: str
     model: str
@@ -63,7 +69,7 @@ class Job:
         model = Path(self.model).name
         return (
             f"{self.task}-{model}-{self.method}-p{self.flip:g}-seed{self.seed}"
-            f"-{self.steps}x{self.problems}"
+            f"-{self.steps}x{self.prompts}x{self.rollouts}-{self.problems}"
         )
 
 
@@ -86,13 +92,17 @@ def settings(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "reward_flip": job.flip,
         "path": job.model,
-        "snapshot_every": job.steps,
+        "prompts_per_step": job.prompts,
+        "group_size": job.rollouts,
+        "snapshot_every": max(1, job.steps),
         "keep_last": 1,
         "keep_every": 0,
         **PROBES_OFF,
     }
+    if job.method in RATES:
+        changes["base_lr"], changes["coordinator_lr"] = RATES[job.method]
     if job.task == "knights":
-        sizes = {"max_new_tokens": 192, "evaluation_max_new_tokens": 192}
+        sizes = {"max_new_tokens": 160, "evaluation_max_new_tokens": 160}
         return {"task": {**KNIGHTS, "gym_validation": job.problems}, **sizes, **changes}
     return {"n_validation": job.problems, "n_hard": job.problems, **changes}
 
@@ -123,11 +133,17 @@ def execute(job: Job, out: Path) -> Outcome:
     return outcome
 
 
-def table(outcomes: dict[tuple[str, float, int], Outcome], flips: Sequence[float]) -> str:
-    """A line a method and p: per cent, mean ± sd over seeds; the last column is paired by seed."""
+def table(
+    start: Outcome, outcomes: dict[tuple[str, float, int], Outcome], flips: Sequence[float]
+) -> str:
+    """The start, then a line a method and p: per cent, mean ± sd over seeds.
+
+    The last column is paired by seed.
+    """
     lines = [
         "| method | p | accuracy | harder problems | true reward, last 5 steps | against p = 0 |",
         "|---|---|---|---|---|---|",
+        f"| start | – | {_spread([start.accuracy])} | {_spread([start.hard_accuracy])} | – | |",
     ]
     seeds = sorted({seed for _, _, seed in outcomes})
     for method in dict.fromkeys(method for method, _, _ in outcomes):
@@ -160,6 +176,8 @@ def main() -> None:
     parser.add_argument("--flips", nargs="+", type=float, default=FLIPS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--prompts", type=int, default=16, help="RL prompts a step")
+    parser.add_argument("--rollouts", type=int, default=8, help="rollouts of each prompt")
     parser.add_argument("--problems", type=int, default=256, help="held-out problems of each split")
     parser.add_argument("--task", choices=("arithmetic", "knights"), default="arithmetic")
     parser.add_argument("--model", default="pocket", help="as model.path")
@@ -169,15 +187,23 @@ def main() -> None:
     if options.quick:
         options.steps, options.problems, options.seeds = 2, 8, 1
     options.out.mkdir(parents=True, exist_ok=True)
+
+    def outcome(method: str, flip: float, seed: int, steps: int) -> Outcome:
+        return execute(
+            Job(
+                method, flip, seed, steps, options.prompts, options.rollouts,
+                options.problems, options.task, options.model,
+            ),
+            options.out,
+        )  # fmt: skip
+
+    start = outcome("sft", 0.0, 0, 0)
     keys = [(m, p, s) for s in range(options.seeds) for m in options.methods for p in options.flips]
     outcomes = {}
     for method, flip, seed in tqdm(keys, unit="run"):
         felt = 0.0 if method == "sft" else flip  # it sees no reward
-        job = Job(
-            method, felt, seed, options.steps, options.problems, options.task, options.model
-        )  # fmt: skip
-        outcomes[method, flip, seed] = execute(job, options.out)
-    print(table(outcomes, options.flips))
+        outcomes[method, flip, seed] = outcome(method, felt, seed, options.steps)
+    print(table(start, outcomes, options.flips))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,6 @@ def test_noise_benchmark_resumes(tmp_path: Path):
     first = _run("noise.py", *arguments)
     assert "| `bridge` | 0.4 |" in first and "| `sft` | 0.4 |" in first
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    assert len(written) == 5  # sft sees no reward and is run once
+    assert len(written) == 6  # sft sees no reward and is run once; and the start
     assert _run("noise.py", *arguments) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == written
