@@ -103,7 +103,7 @@ def page(window: playwright.Page, trained_url: str) -> Iterator[playwright.Page]
 def test_pressing_run_moves_the_curves_and_pause_stops_them(first_page: playwright.Page) -> None:
     page = first_page
     assert points(page, "plot-reward") == 0
-    assert "press Run" in page.locator("#plot-reward").inner_text()
+    assert "What each step" in page.locator("#plot-reward").inner_text()
     page.click("#run")
     wait_for_points(page, "plot-reward", 2)
     page.click("#pause")

@@ -101,7 +101,11 @@ def token_strip(tokens: pd.DataFrame, by: Colouring = "probability") -> str:
     lines = {who: _WRITERS[at % len(_WRITERS)] for at, who in enumerate(others)}
     spans, before = [], "policy"
     for row in tokens.to_dict("records"):
-        numbers = "".join(f"\n{_NAMES[column]} {row[column]:.4g}" for column in measured)
+        numbers = "".join(
+            f"\n{_NAMES[column]} {row[column]:.4g}"
+            for column in measured
+            if not np.isnan(row[column])
+        )
         hover = f"token {row['position']}: {row['token']!r}, id {row['token_id']}{numbers}"
         if row["why"]:
             hover += f"\n{row['why']}"

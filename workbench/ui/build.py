@@ -18,6 +18,7 @@ from workbench.ui import (
     compare,
     coordinator,
     data,
+    evaluations,
     gain,
     replay,
     rollouts,
@@ -28,7 +29,18 @@ from workbench.ui.parts import Updates, Values, View, page
 from workbench.ui.read_only import ReadOnlySession
 from workbench.ui.theme import CSS, THEME
 
-TABS = (run, gain, alignment, coordinator, rollouts, data, replay, branches, compare)
+TABS = (
+    run,
+    gain,
+    alignment,
+    coordinator,
+    rollouts,
+    data,
+    evaluations,
+    replay,
+    branches,
+    compare,
+)
 """The tabs, left to right: modules with TITLE and build(session)."""
 
 READS = ("export-suspects", "finding-samples")

@@ -6,6 +6,7 @@ from math import isnan
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pandas as pd
 
 from workbench import plots
@@ -45,7 +46,7 @@ _COLUMNS = [
     Column("reward", 0),
     Column("advantage", 2),
     Column("length", 0, "tokens, the end token included"),
-    Column("log π", 2, "log-probability of the whole completion at sampling, nats"),
+    Column("log π", 2, "log-probability of its own tokens at sampling, nats"),
     Column("purpose"),
     Column("policy"),
     Column("group", help="prompts of the step, in the order they were drawn"),
@@ -152,7 +153,7 @@ def rollout_table(rollouts: pd.DataFrame | None, selected: str, because: str = "
             row.reward,
             row.advantage,
             len(row.token_ids),
-            float(sum(row.sampling_logprob)),
+            float(np.nansum(row.sampling_logprob)),  # NaN: not its own token
             row.purpose,
             row.policy,
             f"{groups[row.prompt_id]:02d} {row.prompt_id}",
