@@ -99,6 +99,8 @@ def test_a_model_by_itself_is_the_base_of_the_run(
         (["--sets", "validation", "--policy", "joint,best"], "there is no 'best'"),
         (["--sets", "validation", "--step", "2"], "no snapshot of step 2; there are: 0, 3"),
         (["--sets", "validation", "--columns", "a=b", "answer=c"], "neither prompt=NAME"),
+        (["--sets", "hard", "hard"], "--sets: two are called 'hard'"),
+        (["--sets", "hard", "--out", __file__], f"--out: cannot write to {__file__}"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -107,6 +109,29 @@ def test_what_is_wrong_is_said_in_one_line(
     assert main(["eval", str(run), *arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("limit", "0"), ("samples", "-1"), ("max-new-tokens", "0"), ("temperature", "0")],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "pocket", "--sets", "hard", f"--{name}={value}"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"argument --{name}: '{value}' is not a number" in said and said.count("\n") == 1
+
+
+def test_a_reward_that_fails_is_told(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--sets", str(problems), "--reward", "choice", "--limit", "2", "--max-new-tokens", "4"]
+    assert main(["eval", "pocket", *asked, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "the reward failed on 2 of 2 completions, which count as 0: choice: ValueError" in said
 
 
 def named(name: str, folder: Path) -> object:

@@ -34,16 +34,18 @@ def add(commands: Any) -> None:
     command.add_argument("--step", type=int, help="snapshot of the run (default: the last)")
     command.add_argument(
         "--samples",
-        type=int,
+        type=_none_or_more,
         default=0,
         metavar="K",
         help="also K samples a problem (avg@K, pass@K)",
     )
-    command.add_argument("--temperature", type=float, default=1.0, help="of the samples")
+    command.add_argument("--temperature", type=_above_0, default=1.0, help="of the samples")
     command.add_argument(
-        "--max-new-tokens", type=int, help="longest completion (default: the run's)"
+        "--max-new-tokens", type=_one_or_more, help="longest completion (default: the run's)"
     )
-    command.add_argument("--limit", type=int, metavar="N", help="the first N problems of each set")
+    command.add_argument(
+        "--limit", type=_one_or_more, metavar="N", help="the first N problems of each set"
+    )
     command.add_argument("--seed", type=int, default=0, help="of the samples' noise")
     command.add_argument(
         "--columns", nargs=2, default=(), metavar=("prompt=NAME", "answer=NAME"), help="of files"
@@ -76,8 +78,6 @@ def run(options: argparse.Namespace) -> int:
     for name in options.policy:
         if name not in POLICIES:
             raise ConfigError(f"--policy: there is no {name!r}; there are {', '.join(POLICIES)}")
-    if options.samples < 0:
-        raise ConfigError(f"--samples: must be at least 0 (got {options.samples})")
     subject = open_subjects(options.subject, options.policy, options.step)
     task = settings = None
     if subject.run is not None:
@@ -100,6 +100,17 @@ def run(options: argparse.Namespace) -> int:
         for name in options.sets
         if not name.startswith("lm-eval:")
     ]
+    names = [chosen.name for chosen in sets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"--sets: two are called {twice[0]!r}; ask for them one after the other")
+    where = options.out or (
+        subject.run.path / evaluations.EVALUATIONS if subject.run else Path(evaluations.EVALUATIONS)
+    )
+    try:  # now, not when all is done
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write to {where}: {error.strerror}") from None
     longest = options.max_new_tokens or (
         subject.config.probes.evaluation_max_new_tokens if subject.run is not None else 512
     )
@@ -139,9 +150,6 @@ def run(options: argparse.Namespace) -> int:
         "comparisons": found.comparisons.to_dict("records"),
         "lm_eval": outside,
     }
-    where = options.out or (
-        subject.run.path / evaluations.EVALUATIONS if subject.run else Path(evaluations.EVALUATIONS)
-    )
     label = f"step-{subject.step:06d}" if subject.run else Path(options.subject).name
     name = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
     kept = evaluations.write(where, name, found.completions, summary)
@@ -160,3 +168,25 @@ def _columns(given: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"--columns: {pair!r} is neither prompt=NAME nor answer=NAME")
         columns[key] = value
     return columns
+
+
+def _none_or_more(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return int(text)
+
+
+def _one_or_more(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _above_0(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number

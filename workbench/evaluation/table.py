@@ -37,6 +37,12 @@ def table(found: Evaluation, harness: Mapping[str, Mapping[str, Any]]) -> str:
             for row in found.comparisons.itertuples()
         ]
         parts.append(_lines(("set", "difference", "metric", "points", "95 % interval", "p"), rows))
+    if len(found.completions):
+        failed = found.completions[found.completions["reward_error"] != ""]
+        if len(failed):
+            first = failed["reward_error"].iloc[0]
+            n, of = len(failed), len(found.completions)
+            parts.append(f"the reward failed on {n} of {of} completions, which count as 0: {first}")
     if harness:
         told = [
             (task, metric, f"{value:.4g}")
