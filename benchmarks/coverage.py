@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from intervals import TOYS
 from intervals import report as intervals_report
 from torch import Tensor
 from toy import PROMPTS, SHIFTS, Toy
@@ -249,7 +250,10 @@ def main() -> None:
         parts[-1] += "\n\n" + READING.strip()
         print(parts[-1], flush=True)
     if args.part in ("intervals", "all"):
-        parts.append("## Other intervals, and the p-value, exactly\n\n" + intervals_report())
+        parts.append(
+            "## Other intervals, and the p-value, exactly\n\n"
+            + intervals_report(min(TOYS, args.repetitions))
+        )
         print(parts[-1], flush=True)
     if args.part in ("run", "all"):
         with tempfile.TemporaryDirectory() as folder:

@@ -55,6 +55,7 @@ def test_ghost_benchmark_compares_equal_numbers():
 def test_suspects_benchmark_runs_through(tmp_path: Path):
     small = "--seeds 1 --checkpoints 1 2 --aside-at 1 --steps 2".split()
     printed = _run("suspects.py", *small, "--out", str(tmp_path))
+    assert "| **contradicted** | 2 |" in printed
     assert "| **ledger score** | 2 |" in printed and "| flawed set aside |" in printed
 
 
@@ -62,6 +63,7 @@ def test_suspects_benchmark_runs_through(tmp_path: Path):
 def test_coverage_prints_the_toys_and_the_runs_tables():
     printed = _run("coverage.py", "--repetitions", "3", "--steps", "10", "--rollouts", "2")
     assert "| prompt, interval |" in printed and "| shared batch, 1.96 se |" in printed
+    assert "| **Agresti–Min** (reported) |" in printed and "| 32 | 0.005 |" in printed
     assert "| all but blanked |" in printed
 
 
