@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite, nan
 from statistics import median
@@ -28,8 +29,8 @@ class History:
         """Step of the newest row."""
         self.settings: Mapping[str, Any] = {}
         """The config in force, by leaf name; empty for a log of another program."""
-        self._steps: dict[str, list[int]] = {}
-        self._values: dict[str, list[float]] = {}
+        self._steps: dict[str, array[int]] = {}  # a third of what lists of numbers take
+        self._values: dict[str, array[float]] = {}
         self._rows: dict[str, int] = {}
         self.non_finite: list[tuple[int, str, float]] = []
         """Logged values that are NaN or infinite: (step, name, value)."""
@@ -41,8 +42,10 @@ class History:
         self.step = step
         for name, value in row.items():
             if isfinite(value):
-                self._steps.setdefault(name, []).append(step)
-                self._values.setdefault(name, []).append(float(value))
+                if name not in self._values:
+                    self._steps[name], self._values[name] = array("q"), array("d")
+                self._steps[name].append(step)
+                self._values[name].append(value)
                 self._rows[name] = self.n_rows
             else:
                 self.non_finite.append((step, name, float(value)))
@@ -85,7 +88,7 @@ class History:
 
     def last_steps(self, name: str, n: int) -> list[int]:
         """Steps of the last n measured values."""
-        return self._steps.get(name, [])[-n:]
+        return list(self._steps[name][-n:]) if name in self else []
 
     def since(self, name: str, holds: Callable[[float], bool], misses: int = 1) -> int:
         """First step of the stretch, up to now, in which `holds` is true of the metric.
