@@ -56,7 +56,7 @@ def fetch(progress: bool = True) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(converted, folder)
         bar.update()
-        bar.set_description(f"smollm2 is in {folder}")
+        bar.set_description("done")
     return folder
 
 
