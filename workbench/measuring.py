@@ -120,6 +120,7 @@ class Measuring:
                 asked,
                 config.sampling.max_new_tokens,
                 config.sampling.temperature,
+                config.sampling.sampling_batch,
             )
             return rows
 

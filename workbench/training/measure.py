@@ -219,6 +219,7 @@ def _paired(m: Measured, step: int, config: RunConfig, policy: Policy, task: Tas
         config.probes.paired_rollouts,
         config.sampling.max_new_tokens,
         config.sampling.temperature,
+        config.sampling.sampling_batch,
     )
     m.gain += rows
     m.rollouts += rollouts
