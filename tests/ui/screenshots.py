@@ -52,11 +52,40 @@ def rollouts(page: Page) -> None:
     page.locator("#rollout-detail").get_by_text("Rollout 4").wait_for()
 
 
+def data(page: Page) -> None:
+    """The tab Data, with one demonstration token by token."""
+    page.locator("#data-split").get_by_text("demonstrations").click()
+    page.locator("#data-table tbody tr[data-id^=demonstrations]").first.click()
+    page.locator("#data-detail .token-strip").wait_for()
+
+
+def replay(page: Page) -> None:
+    """The tab Replay, with two replays of the last step side by side."""
+    page.locator("#replay-changes textarea").fill("rl_weight=0.2")
+    page.locator("#replay-second textarea").fill("rl_weight=0.9")
+    page.click("#replay")
+    wait_for_drawing(page, "plot-updates")
+
+
+def branches(page: Page) -> None:
+    """The tab Branches."""
+    wait_for_drawing(page, "plot-branches")
+
+
+def compare(page: Page) -> None:
+    """The tab Compare."""
+    wait_for_drawing(page, "plot-compare")
+
+
 TABS = {
     "Cooperative gain": gain,
     "Gradient alignment": alignment,
     "Coordinator": coordinator,
     "Rollouts": rollouts,
+    "Data": data,
+    "Replay": replay,
+    "Branches": branches,
+    "Compare": compare,
 }
 
 

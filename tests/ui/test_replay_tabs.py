@@ -21,6 +21,7 @@ from tests.ui.browser import (  # noqa: E402
     open_tab,
     served,
     wait_for_drawing,
+    wait_for_points,
     wait_for_state,
     without_errors,
 )
@@ -91,6 +92,12 @@ def test_what_if_lists_the_differences(page: playwright.Page) -> None:
     page.click("#replay")
     page.get_by_test_id("identical").get_by_text("different").wait_for()
     page.locator("#replay-differences tr[data-id=rl_weight]").wait_for()
+    enter(page, "#replay-second textarea", "rl_weight=0.8")
+    page.click("#replay")
+    page.locator("#replay-said").get_by_text("with rl_weight=0.8").wait_for()
+    row = page.locator("#replay-differences tr[data-id='metric/rl_weight']")
+    row.get_by_text("0.8", exact=True).wait_for()
+    page.locator("#plot-updates").get_by_text("θ, second").wait_for()
     enter(page, "#replay-changes textarea", "rl_wait=1")
     page.click("#replay")
     page.locator(".toast-body").get_by_text("did you mean 'rl_weight'").wait_for()
@@ -122,3 +129,17 @@ def test_a_finding_leads_to_its_samples_the_step_before_and_a_fork(
     wait_for_state(page, "idle")
     assert page.locator("img[src=x]").count() == 0
     assert page.evaluate("window.__pwned") is None
+
+
+def test_a_second_app_reads_the_run_and_follows_it(page: playwright.Page, run: Path) -> None:
+    with served("--run", str(run)) as url:
+        other = new_page(page.context.browser, url)
+        other.get_by_test_id("read-only").get_by_text("has it open").wait_for()
+        assert other.locator("#run").is_disabled() and other.locator("#apply").is_disabled()
+        wait_for_points(other, "plot-reward", 4)
+        open_tab(page, "Run")
+        page.click("#step")
+        wait_for_points(other, "plot-reward", 5)
+        open_tab(other, "Data")
+        other.locator("#data-table").get_by_text("This page only reads the run").wait_for()
+        other.close()
