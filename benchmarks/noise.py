@@ -22,6 +22,7 @@ import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Job:
     prompts: int
     rollouts: int
     problems: int
+    faster: float
     task: str
     model: str
 
@@ -69,7 +71,7 @@ class Job:
         model = Path(self.model).name
         return (
             f"{self.task}-{model}-{self.method}-p{self.flip:g}-seed{self.seed}"
-            f"-{self.steps}x{self.prompts}x{self.rollouts}-{self.problems}"
+            f"-{self.steps}x{self.prompts}x{self.rollouts}x{self.faster:g}-{self.problems}"
         )
 
 
@@ -100,7 +102,8 @@ def settings(job: Job) -> dict[str, Any]:
         **PROBES_OFF,
     }
     if job.method in RATES:
-        changes["base_lr"], changes["coordinator_lr"] = RATES[job.method]
+        base, coordinator = RATES[job.method]
+        changes |= {"base_lr": job.faster * base, "coordinator_lr": job.faster * coordinator}
     if job.task == "knights":
         sizes = {"max_new_tokens": 160, "evaluation_max_new_tokens": 160}
         return {"task": {**KNIGHTS, "gym_validation": job.problems}, **sizes, **changes}
@@ -178,6 +181,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--prompts", type=int, default=16, help="RL prompts a step")
     parser.add_argument("--rollouts", type=int, default=8, help="rollouts of each prompt")
+    parser.add_argument("--faster", type=float, default=1.0, help="times RATES, in fewer steps")
     parser.add_argument("--problems", type=int, default=256, help="held-out problems of each split")
     parser.add_argument("--task", choices=("arithmetic", "knights"), default="arithmetic")
     parser.add_argument("--model", default="pocket", help="as model.path")
@@ -192,18 +196,20 @@ def main() -> None:
         return execute(
             Job(
                 method, flip, seed, steps, options.prompts, options.rollouts,
-                options.problems, options.task, options.model,
+                options.problems, options.faster, options.task, options.model,
             ),
             options.out,
         )  # fmt: skip
 
     start = outcome("sft", 0.0, 0, 0)
-    keys = [(m, p, s) for s in range(options.seeds) for m in options.methods for p in options.flips]
     outcomes = {}
-    for method, flip, seed in tqdm(keys, unit="run"):
-        felt = 0.0 if method == "sft" else flip  # it sees no reward
-        outcomes[method, flip, seed] = outcome(method, felt, seed, options.steps)
-    print(table(start, outcomes, options.flips))
+    with tqdm(total=options.seeds * len(options.methods) * len(options.flips), unit="run") as bar:
+        for seed in range(options.seeds):
+            for method, flip in product(options.methods, options.flips):
+                felt = 0.0 if method == "sft" else flip  # it sees no reward
+                outcomes[method, flip, seed] = outcome(method, felt, seed, options.steps)
+                bar.update()
+            print(table(start, outcomes, options.flips), flush=True)  # so far
 
 
 if __name__ == "__main__":
