@@ -204,12 +204,15 @@ def tables(outcomes: list[Outcome]) -> str:
     n_false = sum(len(o.false(o.job in stalled)) for o in outcomes)
     n_told = sum(len(o.warnings) for o in outcomes)
     leads = [o.halved - o.found.step for o in faulty if o.found and o.halved]
+    n_named = sum(f.detector in EXPECTED[o.job.preset] for o in faulty for f in o.warnings)
     silent = sum(not o.warnings for o in healthy)
     first = [o.halved - o.warnings[0].step for o in faulty if o.warnings and o.halved]
     summary = [
         f"Found: {found} of {len(faulty)} runs with a fault.",
         f"False: {n_false} of {n_told} warnings"
         + (f" (precision {1 - n_false / n_told:.0%})." if n_told else "."),
+        f"Of the {sum(len(o.warnings) for o in faulty)} warnings in runs with a fault {n_named} "
+        "name it; the others tell what followed, or are false before it began.",
         f"Healthy runs without a warning: {silent} of {len(healthy)} ({len(stalled)} stalled).",
     ]
     new = [o for o in outcomes if o.job.seed >= UNSEEN]
@@ -256,6 +259,7 @@ def main() -> None:
         jobs = [job for job in jobs if job.preset in args.presets]
     args.work.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not (args.work / job.name / "done").exists()]
+    asked = len(jobs)
     if args.examine:
         jobs, missing = [job for job in jobs if job not in missing], []
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they start
@@ -269,7 +273,9 @@ def main() -> None:
             bar.update()
     report = tables([outcome(job, args.work) for job in jobs])
     header = (
-        f"# Detectors\n\n{len(jobs)} runs of {args.steps} steps, one thread each, made by\n"
+        f"# Detectors\n\n{len(jobs)} runs of {args.steps} steps"
+        f"{f' (of {asked}; the others were not finished)' if len(jobs) < asked else ''}, one "
+        "thread each, made by\n"
         f"`python benchmarks/detectors.py --steps {args.steps} --seeds {args.seeds} "
         f"--healthy-seeds {args.healthy_seeds}{' --examine' if args.examine else ''}`.\n\n"
     )
