@@ -12,6 +12,7 @@ from tests.diagnosis.made import healthy
 from workbench.config import DiagnosisConfig, RunConfig
 from workbench.diagnosis import DETECTORS, Detector, Symptom, Watch, diagnose
 from workbench.diagnosis.catalogue import rows_of
+from workbench.diagnosis.detector import not_so_yet
 from workbench.records import Finding
 
 ONSET = 30
@@ -171,6 +172,21 @@ def test_findings_of_a_part_are_the_first_ones_of_the_whole(name: str):
     for cut in (10, 29, 30, 33, 41, 60):
         part = diagnose(frame[frame["step"] <= cut], settings=SETTINGS).findings
         assert sorted(part, key=lambda f: f.key) == [f for f in whole if f.step <= cut]
+
+
+def test_what_is_so_already_is_not_suggested():
+    """Else a fork with the suggestion would be the same run once more."""
+    settings = {"a": 1.0, "b": 2, "verifier_fault": "none", "reward_flip": 0.2}
+    suggestion = {"a": 1.0, "b": 3, "c": None, "verifier_fault": "none", "reward_flip": 0.0}
+    assert not_so_yet(settings, suggestion) == {"b": 3, "c": None, "reward_flip": 0.0}
+    assert not_so_yet({}, suggestion) == {"a": 1.0, "b": 3, "c": None}  # another trainer's log
+    frame = healthy()
+    against = {"alignment/cosine": -0.5, "alignment/noise": 0.1}
+    for weight, expected in ((0.3, 0.8), (0.9, 0.95), (1.0, None)):
+        in_force = SETTINGS | {"rl_weight": weight}
+        told = diagnose(frame.assign(**against), settings=in_force).findings
+        (finding,) = [f for f in told if f.detector == "sft_rl_conflict"]
+        assert finding.suggestion.get("rl_weight") == expected
 
 
 def test_a_suggestion_starts_from_the_value_in_force():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from workbench.diagnosis.detector import Detector, Symptom, higher, lower
+from workbench.diagnosis.detector import Detector, Symptom, higher, lower, rounded
 from workbench.diagnosis.history import History
 from workbench.diagnosis.statistics import binomial_error
 
@@ -46,7 +46,7 @@ def check_conflict(h: History) -> Iterator[Symptom]:
             "demonstrations that teach what the reward punishes: see the suspects",
             "an SFT weight that is too high this late in the run",
         ),
-        {"set_aside": None} | ({"rl_weight": 0.8}),
+        {"set_aside": None} | _more_rl(h),
     )
 
 
@@ -118,7 +118,13 @@ def _harms(gain: np.ndarray, error: np.ndarray) -> bool:
 
 
 def _less_sft(h: History) -> dict[str, float | None]:
-    return {"rl_weight": 0.8} | lower(h, "coordinator_lr", 5)
+    return _more_rl(h) | lower(h, "coordinator_lr", 5)
+
+
+def _more_rl(h: History) -> dict[str, float | None]:
+    """λ up to 0.8, or half of the rest of the way to 1."""
+    weight = h.setting("rl_weight")
+    return {"rl_weight": 0.8 if weight is None or weight < 0.8 else rounded((1 + weight) / 2)}
 
 
 def check_inert(h: History) -> Iterator[Symptom]:

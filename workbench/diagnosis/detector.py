@@ -13,12 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from workbench.config import FaultsConfig
 from workbench.diagnosis.history import History
 from workbench.records import Finding
 
 Severity = Literal["note", "warning", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "critical")
 """From least to most severe."""
+
+ON_PURPOSE = {"reward_flip", *FaultsConfig.model_fields}
+"""Settings that make something go wrong."""
 
 WARM_UP = 8
 COOLDOWN = 20
@@ -38,7 +42,9 @@ class Symptom:
     causes: tuple[str, ...] = ()
     """Likely ones, the likeliest first."""
     suggestion: Mapping[str, Any] = field(default_factory=dict)
-    """Setting → value to try, named as in the config; None where no value can be told."""
+    """Setting → value to try, named as in the config; None where no value can be told.
+
+    What is so already is left out of the finding."""
     kind: str = ""
     """Tells the symptoms of one detector apart."""
 
@@ -140,17 +146,18 @@ class Watch:
     def _finding(self, detector: Detector, symptom: Symptom) -> Finding:
         step = self.history.step
         label = detector.name + (f".{symptom.kind}" if symptom.kind else "")
+        suggestion = not_so_yet(self.history.settings, _plain(symptom.suggestion))
         return Finding(
             step=step,
             severity=symptom.severity,
             detector=detector.name,
             message=symptom.message,
             evidence=_plain(symptom.evidence),
-            setting=next(iter(symptom.suggestion), ""),
+            setting=next(iter(suggestion), ""),
             since=symptom.since,
             key=f"{label}@{step}",
             causes=list(symptom.causes),
-            suggestion=_plain(symptom.suggestion),
+            suggestion=suggestion,
             reference=detector.reference,
         )
 
@@ -168,6 +175,19 @@ class Watch:
             since=step,
             key=f"{detector.name}.failed@{step}",
         )
+
+
+def not_so_yet(settings: Mapping[str, Any], suggestion: dict[str, Any]) -> dict[str, Any]:
+    """A suggestion without what is so already, and without what only this workbench has on purpose.
+
+    The latter in logs of other programs, whose settings are not known.
+    """
+    return {
+        name: value
+        for name, value in suggestion.items()
+        if (name not in settings or settings[name] != value)
+        and (name in settings or name not in ON_PURPOSE)
+    }
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

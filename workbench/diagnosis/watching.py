@@ -6,7 +6,7 @@ from math import isnan
 
 from workbench.config import DiagnosisConfig, Policy, RunConfig
 from workbench.diagnosis.catalogue import DETECTORS, rows_of
-from workbench.diagnosis.detector import Watch
+from workbench.diagnosis.detector import Watch, not_so_yet
 from workbench.diagnosis.doctor import settings_in_force
 from workbench.diagnosis.non_finite import CAUSES, not_finite
 from workbench.records import Finding, StepRecord
@@ -83,6 +83,6 @@ def step_not_finite(step: int, phase: str, tensor: str, message: str, config: Ru
         since=step,
         key=f"non_finite.{phase}@{step}",
         causes=list(CAUSES),
-        suggestion=not_finite(config.flat().get),
+        suggestion=not_so_yet(config.flat(), not_finite(config.flat().get)),
         reference="[ours]: a step with such a number is never applied",
     )
