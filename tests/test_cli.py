@@ -75,6 +75,7 @@ def test_train_then_resume_show_and_export(
     assert main(["show", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "run: closed at step 3" in shown and "grpo on" in shown and "snapshots: 0, " in shown
+    assert re.search(r"the newest has \d+\.\d MB; one takes \d+ ms beside the training", shown)
 
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

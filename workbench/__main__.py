@@ -217,8 +217,11 @@ def _show(options: argparse.Namespace) -> int:
     print(f"{run.name}: {run.state} at step {step}")
     print(f"  {config.method} on {config.model.path}, task {config.task.kind}, seed {config.seed}")
     print("\n".join(_last_numbers(run.frame("metrics"))))
-    snapshots = ", ".join(map(str, run.snapshot_steps())) or "none"
-    print(f"  snapshots: {snapshots}")
+    kept = run.snapshots()
+    print(f"  snapshots: {', '.join(map(str, kept['step'])) or 'none'}")
+    if kept["seconds"].notna().any():
+        size, took = kept["bytes"].iloc[-1] / 1e6, kept["seconds"].median()
+        print(f"  the newest has {size:.1f} MB; one takes {1000 * took:.0f} ms beside the training")
     for finding in run.frame("findings").itertuples():
         print(f"  step {finding.step}, {finding.severity}: {finding.message}")
     return 0

@@ -134,6 +134,10 @@ def test_a_budget_is_never_exceeded_and_the_oldest_unpinned_go(
         assert len(there) > 2 or budget < 0.5
 
 
+def store_took(folder: Path, step: int) -> float:
+    return open_run(folder).record(step).metrics["seconds/snapshot"]
+
+
 def test_pinned_snapshots_stay_whatever_rule_or_budget(tmp_path, record):
     config = RunConfig().with_changes(keep_last=1, keep_every=0, snapshot_budget_mb=0.75)
     with RunStore.create(tmp_path / "run", config) as store:
@@ -148,6 +152,8 @@ def test_pinned_snapshots_stay_whatever_rule_or_budget(tmp_path, record):
         assert list(table["step"]) == [0, 2, 5]
         assert list(table["pinned"]) == [False, True, False]
         assert (table["own_bytes"] > 0.2 * MB).all()
+        took = [store_took(store.path, step) for step in (2, 5)]
+        assert list(table["seconds"][1:]) == took and np.isnan(table["seconds"][0])
         store.pin(5)
         store.append(record(6))
         before = blocks(store.path / "snapshots")

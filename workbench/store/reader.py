@@ -123,14 +123,24 @@ class Run:
         """The snapshots of the live history, a row each, ascending by step.
 
         step; bytes of its files; own_bytes, which deleting it would free: other snapshots, and
-        forks, share the rest; pinned.
+        forks, share the rest; seconds that writing it took beside the training, NaN where that is
+        not known; pinned.
         """
         pinned = self.meta.get(schema.PINNED, [])
+        with self._reading() as database:
+            where = f"name = 'seconds/snapshot' AND {_live('metrics')}"
+            took = dict(database.execute(f"SELECT step, value FROM metrics WHERE {where}"))
         rows = []
         for step in self.snapshot_steps():
             size, own = retention.own_bytes(snapshots.folder_of(self.path / SNAPSHOTS, step))
-            rows.append((step, size, own, step in pinned))
-        dtypes = {"step": "int64", "bytes": "int64", "own_bytes": "int64", "pinned": "bool"}
+            rows.append((step, size, own, took.get(step, np.nan), step in pinned))
+        dtypes = {
+            "step": "int64",
+            "bytes": "int64",
+            "own_bytes": "int64",
+            "seconds": "float64",
+            "pinned": "bool",
+        }
         return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
     def frame(self, name: str, history: bool = False) -> pd.DataFrame:
