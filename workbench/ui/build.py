@@ -120,8 +120,8 @@ def forget_copies(app: gr.Blocks, page: str) -> None:
 
     With each event gradio makes every component of the outputs anew, those that are skipped too,
     under a new id, and then files it under that id beside its own: a page left open for a night
-    would take gigabytes, and half a minute of them ten times what the plots of a long run take.
-    What is filed under the app's own ids stays.
+    would take gigabytes, and those of half a minute thirty times the plots of a long run. What is
+    filed under the app's own ids stays.
     """
     state = app.state_holder[page]
     kept: tuple[dict[int, Any], ...] = (state.blocks_config.blocks, state.config_values)
