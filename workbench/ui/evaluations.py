@@ -10,6 +10,7 @@ import pandas as pd
 
 from workbench.session import Session
 from workbench.store import evaluations
+from workbench.ui.header import folder_name
 from workbench.ui.parts import (
     Column,
     Updates,
@@ -59,7 +60,8 @@ MOST = 4
 def build(session: Session) -> View:
     """Lay the tab out and wire it."""
     folder = session.run_dir / evaluations.EVALUATIONS
-    command = f"python -m workbench eval {session.run_dir} --sets validation hard --samples 8"
+    run = folder_name(session.run_dir)
+    command = f"python -m workbench eval {run} --sets validation hard --samples 8"
     help_text(HELP.format(command=html.escape(command)))
     # its choices grow: any value is taken, and draw keeps to what is there
     chosen = gr.Dropdown(

@@ -31,7 +31,7 @@ def header_html(session: Session) -> str:
         f'<span class="wb-badge {state}" data-testid="state">{state}</span>'
         f'<span class="what">method <b>{html.escape(config.method)}</b> on '
         f"<b>{html.escape(config.model.path)}</b>, run folder "
-        f"<code>{html.escape(_folder(session.run_dir))}</code></span></div>"
+        f"<code>{html.escape(folder_name(session.run_dir))}</code></span></div>"
         f'<div class="wb-bar {"endless" if endless else ""} {state}">'
         f'<div style="width:{share:.1%}"></div></div>'
         f'<div class="wb-line" data-testid="progress">{_line(session)}</div>'
@@ -52,7 +52,7 @@ def _read_only(session: Session) -> str:
     return f'<div class="wb-line" data-testid="read-only"><b>Only read here.</b> {said}</div>'
 
 
-def _folder(path: Path) -> str:
+def folder_name(path: Path) -> str:
     """A folder as a person would name it: relative where it lies below the present one."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
