@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from math import nan
 
 from workbench.policy import Policy, PolicyName
+from workbench.probes.drawing import complete_each
 from workbench.records import AnswerRow
-from workbench.sampling import Noise, sample
-from workbench.tasks import environments
+from workbench.sampling import Noise
 from workbench.tasks.problem import Demonstration, Task
 from workbench.tasks.rewards import same_answer
 
@@ -75,18 +75,16 @@ def answer_rows(
     batch: int = 256,
 ) -> list[AnswerRow]:
     """Draw K = `rollouts` completions of each demonstration's prompt and count their answers."""
-    owners = [demonstration for demonstration in demonstrations for _ in range(rollouts)]
-    done = sample(
-        policy.of(name),
-        policy.tokenizer,
-        [policy.encode_prompt(owner.prompt) for owner in owners],
+    done = complete_each(
+        policy,
+        name,
+        task,
+        [demonstration.prompt for demonstration in demonstrations],
+        rollouts=rollouts,
         noise=noise,
-        sequences=range(len(owners)),
-        end_ids=policy.end_ids,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         batch=batch,
-        environments=environments(task, [owner.prompt for owner in owners]),
     )
     answers = [task.extract(text) for text in done.texts]
     return [

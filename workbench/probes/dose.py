@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from workbench.policy import Policy, PolicyName
+from workbench.probes.drawing import complete_each
 from workbench.probes.paired import NOTHING, PairedDifference, mean_error, paired_difference
 from workbench.records import DoseRow
-from workbench.sampling import Completions, Noise, sample
-from workbench.tasks import environments
+from workbench.sampling import Completions, Noise
 from workbench.tasks.problem import Problem, Task
 
 _UNKNOWN = PairedDifference(nan, nan, nan, nan)
@@ -49,19 +49,18 @@ def draw(
     batch: int = 256,
 ) -> Drawn:
     """Draw K = `rollouts` completions a problem; equal noise, equal random numbers."""
-    owners = [problem for problem in problems for _ in range(rollouts)]
-    done = sample(
-        policy.of(name),
-        policy.tokenizer,
-        [policy.encode_prompt(problem.prompt) for problem in owners],
+    done = complete_each(
+        policy,
+        name,
+        task,
+        [problem.prompt for problem in problems],
+        rollouts=rollouts,
         noise=noise,
-        sequences=range(len(owners)),
-        end_ids=policy.end_ids,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         batch=batch,
-        environments=environments(task, [problem.prompt for problem in owners]),
     )
+    owners = [problem for problem in problems for _ in range(rollouts)]
     rewards = [task.reward(text, p) for text, p in zip(done.texts, owners, strict=True)]
     shape = (len(problems), rollouts)
     return Drawn(done, torch.tensor(rewards, dtype=torch.float64).view(shape))
