@@ -163,8 +163,8 @@ class ProbesConfig(Section):
     """Cooperative gain from paired rollouts on the probe set; also on demand."""
     paired_prompts: int = Field(12, ge=1)
     """Prompts of the probe set."""
-    paired_rollouts: int = Field(8, ge=2)
-    """K: rollouts a side for each probe prompt."""
+    paired_rollouts: int = Field(10, ge=2)
+    """K: rollouts a side for each probe prompt. Below 9 no single one of 12 can be told helped."""
     token_views_every: int = Field(5, ge=0)
     """Per-token log-probs with the coordinator off (one more forward pass)."""
     coordinator_every: int = Field(5, ge=0)

