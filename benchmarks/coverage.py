@@ -239,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--part", choices=("toy", "intervals", "run", "all"), default="all")
     parser.add_argument("--repetitions", type=int, default=2000)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[8], help="of the toy's probes")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[10, 32], help="of the toy's probes")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rollouts", type=int, default=32, help="a side, of the paired gain")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name}")

@@ -154,7 +154,7 @@ def false_alarms() -> str:
     shares, levels = (0.1, 0.3, 0.5, 0.7, 1.0), (0.05, 0.005)
     heads = ["pairs", "p ≤", *(f"{share:.0%} differ" for share in shares)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for k in (8, 16, 32):
+    for k in (10, 16, 32):
         p = np.array([_p_value(b, c, k) for b, c in outcomes(k)])
         weights = probabilities(k, np.array([(share / 2, share / 2) for share in shares]))
         for level in levels:
@@ -202,7 +202,7 @@ def report(toys: int = TOYS) -> str:
     """All tables, in Markdown."""
     torch.set_num_threads(1)
     truths = {name: rates(shift, toys) for name, shift in SHIFTS.items()}
-    tables = [interval_table(k, truths) for k in (8, 32)]
+    tables = [interval_table(k, truths) for k in (10, 32)]
     return "\n\n".join([*tables, READING.strip(), false_alarms(), ALARMS.strip()])
 
 
