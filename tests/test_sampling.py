@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from tests.training.tiny import ChanceTask, disturb, make_policy, save_tiny_llama, small_config
+from workbench.config import ConfigError
 from workbench.pocket.make import make_tokenizer
 from workbench.sampling import (
     Completions,
@@ -403,3 +409,35 @@ def test_equal_policies_write_the_same_and_nearly_equal_ones_part_rarely(folder:
     parted_by_noise = sum(a != b for a, b in zip(other.token_ids, joint.token_ids, strict=True))
     assert parted <= len(prompts) // 4
     assert parted_by_noise == len(prompts)
+
+
+# --- models with learned positions ---------------------------------------------------------------
+
+
+@pytest.fixture
+def short_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=12, n_embd=16, n_layer=1, n_head=2, pad_token_id=0
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_a_prompt_too_long_for_learned_positions_names_the_setting(
+    short_gpt2: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def complete(longest: int) -> Completions:
+        return sample(
+            short_gpt2, tokenizer, PROMPTS, noise=None, sequences=range(4), end_ids=[2],
+            max_new_tokens=longest, environments=None,
+        )  # fmt: skip
+
+    assert len(complete(6).token_ids) == 4  # the longest prompt has 6 tokens
+    with pytest.raises(ConfigError, match="max_new_tokens: .* 13 tokens, .* knows 12 positions"):
+        complete(7)
+
+
+def test_padding_takes_no_learned_position(short_gpt2: GPT2LMHeadModel) -> None:
+    fits = pack([[1] * 10, [1]], [[5], [5] * 11], 0)  # 21 columns, 12 tokens at the most
+    assert completion_logits(short_gpt2, fits).shape[1] == 11
+    with pytest.raises(ConfigError, match="13 tokens"):
+        completion_logits(short_gpt2, pack([[1] * 2], [[5] * 11], 0))

@@ -27,6 +27,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from workbench.config import ConfigError
 from workbench.tasks.environment import ENVIRONMENT, POLICY, Environment
 from workbench.turns import Row, TurnEnds
 
@@ -151,8 +152,10 @@ def sample(
 
     sequences[i] is the noise stream of prompt i; end_ids are the tokens that end a completion.
     environments[i] takes part in completion i (None: nobody does); what it puts in counts for
-    `max_new_tokens`, and is cut off there.
+    `max_new_tokens`, and is cut off there. Raises ConfigError where a prompt leaves the model fewer
+    learned positions than that.
     """
+    _check_positions(model, max(map(len, prompt_ids), default=0) + max_new_tokens)
     who: Sequence[Environment | None] = environments or [None] * len(prompt_ids)
     rows = [Row(list(p), n, e) for p, n, e in zip(prompt_ids, sequences, who, strict=True)]
     for at in range(0, len(rows), batch):
@@ -321,12 +324,36 @@ def pack(
     )
 
 
+def _check_positions(model: nn.Module, longest: int, ids: Tensor | None = None) -> None:
+    """Raise ConfigError where a text is longer than the model has learned positions (GPT-2, OPT).
+
+    torch says no more of it than 'index out of range', and on a GPU nothing works after that.
+    longest: tokens, with padding where the positions' `ids` say more exactly.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None or longest <= most:
+        return
+    tokens = model.get_input_embeddings()  # type: ignore[operator]
+    if not any(isinstance(m, nn.Embedding) and m is not tokens for m in model.modules()):
+        return  # rotary: goes on, ever worse
+    if ids is not None:
+        longest = int(ids.max()) + 1
+    if longest > most:
+        raise ConfigError(
+            f"max_new_tokens: a prompt with its completion may take {longest:,} tokens, and this "
+            f"model knows {most:,} positions; lower max_new_tokens, or leave long texts out with "
+            f"max_prompt_tokens and max_solution_tokens"
+        )
+
+
 def completion_logits(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
     """Logits that predict each completion token, divided by the temperature: (N, C, V).
 
-    In float32, or in the model's dtype where that is wider.
+    In float32, or in the model's dtype where that is wider. Raises ConfigError where a text is
+    longer than the model has learned positions.
     """
     n_completion = batch.completion_ids.shape[1]
+    _check_positions(model, batch.attention_mask.shape[1], batch.position_ids)
     logits = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
