@@ -94,6 +94,13 @@ def test_curves_draw_the_frames_numbers_and_leave_gaps_out() -> None:
     assert np.allclose(line.y, [0.225, 0.25, 0.275, 0.3])
 
 
+def test_a_spike_of_the_kl_turns_its_axis_logarithmic() -> None:
+    metrics = pd.DataFrame({"step": range(1, 6), "kl": [0.01, 0.02, 0.02, 0.03, 0.04]})
+    assert plots.curves(metrics, "kl").layout.yaxis.type != "log"
+    metrics.loc[3, "kl"] = 6.0
+    assert plots.curves(metrics, "kl").layout.yaxis.type == "log"
+
+
 def test_a_command_that_changed_the_run_is_marked_behind_its_step() -> None:
     figure = plots.curves(MADE["metrics"], "reward", MADE["commands"])
     assert [shape.x0 for shape in figure.layout.shapes] == [4.5]

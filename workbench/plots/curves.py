@@ -28,6 +28,9 @@ SEVERITY_COLOURS = {"note": MUTED, "warning": "#e69f00", "critical": AGAINST}
 MARKED = ("set", "set_aside", "take_back", "rewind", "fork")
 """Commands drawn on the curves; run, pause and save change no number."""
 
+SPIKE = 30.0
+"""Times the median from which on a value flattens all others on a linear axis."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -50,6 +53,8 @@ class Panel:
     lines: tuple[Line, ...]
     unit: str = ""
     log: bool = False
+    spiky: bool = False
+    """Drawn on a logarithmic axis where a few values are so high that the others lie flat."""
     share: bool = False
     """Values are shares: written in per cent, the axis begins at zero."""
     each: str = ""
@@ -110,6 +115,7 @@ PANELS: dict[str, Panel] = {
         "KL to the starting policy",
         (Line("kl", "joint", JOINT), Line("baseline/kl", "RL-only", BASELINE)),
         "nats a token",
+        spiky=True,
         what="How far the policies have moved from the model at the start, on their rollouts.",
     ),
     "entropy": Panel(
@@ -210,8 +216,8 @@ def curves(
     drawn.update_layout(hovermode="x unified", showlegend=len(lines) > 1)
     if sum(line.in_legend for line in present) > 3:
         drawn.update_layout(margin={"t": 72})  # the legend takes two rows
-    if panel.log:
-        drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    if panel.log or (panel.spiky and _flattened(metrics, present)):
+        drawn.update_yaxes(type="log", exponentformat="power", dtick=_log_ticks(metrics, present))
     if panel.share:
         drawn.update_yaxes(tickformat=".0%", rangemode="tozero")
     whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
@@ -221,6 +227,21 @@ def curves(
         columns = {line.column for line in lines}
         mark_findings(drawn, findings, None if "reward" in columns else columns)
     return drawn
+
+
+def _flattened(metrics: pd.DataFrame, lines: Sequence[Line]) -> bool:
+    """Whether the highest value is so far above the median that a linear axis hides the rest."""
+    values = pd.concat([metrics[line.column] for line in lines])
+    positive = values[values > 0]
+    return len(positive) > 0 and bool(positive.max() > SPIKE * positive.median())
+
+
+def _log_ticks(metrics: pd.DataFrame, lines: Sequence[Line]) -> str | int:
+    """Ticks at 1, 2 and 5 of each decade, at 1 alone where there are many decades."""
+    values = pd.concat([metrics[line.column] for line in lines])
+    positive = values[values > 0]
+    few = len(positive) == 0 or bool(positive.max() < 1e3 * positive.min())
+    return "D2" if few else 1
 
 
 def _each(metrics: pd.DataFrame, prefix: str) -> tuple[Line, ...]:
