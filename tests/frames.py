@@ -76,6 +76,7 @@ def _record(step: int, rng: np.random.Generator) -> StepRecord:
     }
     if step % 5 == 0:
         metrics |= {"eval/accuracy": 0.2 + 0.005 * step, "eval/baseline_accuracy": 0.2}
+        metrics["eval/problems"] = 64.0
     return StepRecord(
         step=step,
         metrics=metrics,

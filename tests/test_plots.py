@@ -101,6 +101,17 @@ def test_a_spike_of_the_kl_turns_its_axis_logarithmic() -> None:
     assert plots.curves(metrics, "kl").layout.yaxis.type == "log"
 
 
+def test_the_band_around_an_accuracy_is_wilsons_interval() -> None:
+    """Both ends are the shares from which the measured one lies 1.96 standard errors away."""
+    measured = np.array([0.2, 1.0])
+    metrics = pd.DataFrame({"step": [1, 2], "eval/accuracy": measured, "eval/problems": 64.0})
+    high, low = np.reshape(plots.curves(metrics, "accuracy").data[0].y, (2, 2))
+    for end in (high, low[::-1]):
+        off = np.abs(measured - end)
+        assert np.allclose(off, 1.96 * np.sqrt(end * (1 - end) / 64))
+    assert (low[::-1] < measured).all() and high[0] > measured[0]
+
+
 def test_a_command_that_changed_the_run_is_marked_behind_its_step() -> None:
     figure = plots.curves(MADE["metrics"], "reward", MADE["commands"])
     assert [shape.x0 for shape in figure.layout.shapes] == [4.5]

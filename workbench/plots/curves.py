@@ -42,6 +42,8 @@ class Line:
     dash: str = "solid"
     band: str = ""
     """Column with a standard error; ±1.96 of it is shaded."""
+    trials: str = ""
+    """Column with the number of problems behind a share; its 95 % interval (Wilson) is shaded."""
     in_legend: bool = True
 
 
@@ -79,14 +81,14 @@ PANELS: dict[str, Panel] = {
     "accuracy": Panel(
         "Greedy accuracy",
         (
-            Line("eval/accuracy", "joint", JOINT),
+            Line("eval/accuracy", "joint", JOINT, trials="eval/problems"),
             Line("eval/baseline_accuracy", "RL-only", BASELINE),
             Line("eval/hard_accuracy", "harder split", JOINT, "dot"),
         ),
         share=True,
         each=SET_ACCURACY,
-        what="Share of held-out problems that are answered right without sampling noise; the "
-        "harder split was never trained on.",
+        what="Share of held-out problems that are answered right without sampling noise, with the "
+        "95 % interval that so many problems give; the harder split was never trained on.",
         missing="Measured every few steps (evaluate_every, evaluation_sets).",
     ),
     "gain": Panel(
@@ -198,7 +200,7 @@ def curves(
     for line in present:
         under = line.colour == BASELINE and line.dash == "solid"  # seen where the two are equal
         measured = metrics[metrics[line.column].notna()]
-        if line.band and line.band in measured.columns:
+        if {line.band, line.trials} & set(measured.columns):
             drawn.add_trace(_band(measured, line))
         drawn.add_trace(
             go.Scatter(
@@ -259,10 +261,12 @@ def _each(metrics: pd.DataFrame, prefix: str) -> tuple[Line, ...]:
 
 
 def _band(measured: pd.DataFrame, line: Line) -> go.Scatter:
-    """±1.96 standard errors around a line, as one closed polygon."""
-    known = measured[measured[line.band].notna()]
-    low = known[line.column] - 1.96 * known[line.band]
-    high = known[line.column] + 1.96 * known[line.band]
+    """The 95 % interval around a line, as one closed polygon."""
+    known = measured[measured[line.band or line.trials].notna()]
+    value, spread = known[line.column], known[line.band or line.trials]
+    low, high = (
+        wilson(value, spread) if line.trials else (value - 1.96 * spread, value + 1.96 * spread)
+    )
     return go.Scatter(
         x=[*known["step"], *known["step"][::-1]],
         y=[*high, *low[::-1]],
@@ -274,6 +278,13 @@ def _band(measured: pd.DataFrame, line: Line) -> go.Scatter:
         showlegend=False,
         hoverinfo="skip",
     )
+
+
+def wilson(share: pd.Series, n: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Wilson's 95 % interval of a share of n problems: (low, high). [Wilson 1927]"""
+    z = 1.96**2 / n
+    middle, half = share + z / 2, (z * share * (1 - share) + z**2 / 4) ** 0.5
+    return (middle - half) / (1 + z), (middle + half) / (1 + z)
 
 
 def mark_commands(drawn: go.Figure, commands: pd.DataFrame) -> None:

@@ -132,6 +132,7 @@ def _evaluate(
         problems = list(task.problems(split))[: config.probes.evaluation_prompts]  # type: ignore[arg-type]
         if problems:
             m.metrics[name] = greedy_accuracy(policy, "joint", task, problems, config)
+            m.metrics[name.replace("accuracy", "problems")] = float(len(problems))
             if split == "validation" and has_baseline:
                 m.metrics["eval/baseline_accuracy"] = (
                     m.metrics[name]
