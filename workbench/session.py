@@ -20,6 +20,8 @@ from tqdm.auto import tqdm
 
 from workbench.commands import plain
 from workbench.config import KNOBS, Knob, RunConfig
+from workbench.evaluation import Evaluation
+from workbench.evaluation.keeping import evaluate_now
 from workbench.inspecting import Inspecting
 from workbench.looking import Looking
 from workbench.probes.ledger import ledger, suspects
@@ -288,6 +290,27 @@ class Session(Looking, Inspecting, Travelling):
         self._worker.post(
             "export", "change", lambda: self._worker.engine.export(Path(path)), path=str(path)
         )
+
+    def evaluate_all(
+        self,
+        sets: Sequence[str] = ("validation",),
+        samples: int = 0,
+        limit: int | None = None,
+        progress: bool = True,
+    ) -> Evaluation:
+        """Every policy the run holds, side by side on the same problems, with paired tests.
+
+        The command `eval` does the same from the run folder: joint, off, baseline, base. sets: the
+        splits validation and hard, or what `eval --sets` takes; limit: the first problems of each;
+        samples: completions a problem beside the greedy one. Kept under evaluations/; changes
+        nothing in the run. Raises ConfigError, RunFolderError.
+        """
+        engine = self._worker.engine
+
+        def look() -> Evaluation:
+            return evaluate_now(engine, sets, samples, limit, progress)
+
+        return self._worker.post("evaluate_all", "look", look)
 
     def close(self) -> None:
         """Stop at the next control point, write a snapshot and free the folder."""

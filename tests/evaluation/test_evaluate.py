@@ -53,6 +53,24 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_session_evaluates_what_it_holds_between_two_steps(tmp_path: Path) -> None:
+    with Session(RunConfig.preset("pocket", **SMALL), tmp_path / "run") as session:
+        session.run(2)
+        before = session.frame("metrics")
+        found = session.evaluate_all(["validation", "hard"], samples=1, limit=4, progress=False)
+        value = found.scores.set_index(["set", "policy", "metric"])["value"]
+        for policy, name in (("joint", "joint"), ("baseline", "baseline"), ("base", "reference")):
+            alone = session.evaluate("hard", name, 4)  # type: ignore[arg-type]
+            assert value["hard", policy, "pass@1 greedy"] == alone
+        assert len(found.completions) == 2 * 4 * 4 * 2  # sets, problems, policies, completions
+        kept = session.reader.evaluations()
+        assert kept["evaluation"].unique()[0].startswith("step-000002-")
+        assert list(kept["value"]) == list(found.scores["value"])
+        pd.testing.assert_frame_equal(session.frame("metrics"), before)
+        with pytest.raises(ConfigError, match="no such set"):
+            session.evaluate_all(["nowhere"])
+
+
 def test_all_policies_side_by_side(
     run: Path, problems: Path, accuracies: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,17 @@ def test_the_cost_of_each_probe_is_told(page: playwright.Page) -> None:
     assert "off" in costs.locator("tr", has_text="rollout alignment").inner_text()
 
 
+def test_the_policies_are_evaluated_side_by_side_on_demand(page: playwright.Page) -> None:
+    open_tab(page, "Evaluations")
+    enter(page, "#evaluate-limit input", "4")
+    page.click("#evaluate")
+    scores = page.locator("#evaluation-scores tbody tr")
+    scores.nth(3).wait_for()
+    assert scores.count() == 4  # joint, off, baseline, base
+    page.locator("#evaluation-problems tbody tr").nth(3).click()
+    page.locator("#evaluation-texts .wb-pair").get_by_text("baseline").wait_for()
+
+
 def test_a_rollout_is_written_again_by_another_policy(page: playwright.Page) -> None:
     open_tab(page, "Rollouts")
     page.locator("#rollout-table tbody tr").nth(1).click()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from workbench.config import ConfigError
     from workbench.evaluation import POLICIES, Evaluation, evaluate, load_set, open_subjects
     from workbench.evaluation.harness import harness_scores
+    from workbench.evaluation.keeping import keep, label_of
     from workbench.evaluation.table import table
     from workbench.store import evaluations
     from workbench.tasks import make_task
@@ -136,23 +136,17 @@ def run(options: argparse.Namespace) -> int:
                 subject.config.model.chat_template and subject.policy.tokenizer.chat_template
             ),
         )
-    summary = {
+    asked = {
         "subject": options.subject,
-        "step": subject.step,
         "sets": options.sets,
-        "policies": list(subject.names),
         "samples": options.samples,
         "temperature": options.temperature,
         "max_new_tokens": longest,
         "seed": options.seed,
         "reward": reward,
-        "scores": found.scores.to_dict("records"),
-        "comparisons": found.comparisons.to_dict("records"),
-        "lm_eval": outside,
     }
-    label = f"step-{subject.step:06d}" if subject.run else Path(options.subject).name
-    name = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    kept = evaluations.write(where, name, found.completions, summary)
+    label = label_of(subject.step) if subject.run else Path(options.subject).name
+    kept = keep(found, subject, where, label, asked, outside)
     print(table(found, outside))
     print(f"completions and numbers are in {kept}")
     return 0

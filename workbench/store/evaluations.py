@@ -21,14 +21,20 @@ _COLUMNS = ("evaluation", "step", "set", "policy", "metric", "value", "low", "hi
 
 
 def write(folder: Path, name: str, completions: pd.DataFrame, summary: Mapping[str, Any]) -> Path:
-    """Keep an evaluation as `folder`/`name`; it appears whole. Returns its folder."""
+    """Keep an evaluation as `folder`/`name`; it appears whole. Returns its folder.
+
+    Raises RunFolderError where it cannot be written.
+    """
     path, building = folder / name, folder / f".writing-{name}"
-    building.mkdir(parents=True)
-    if len(completions):
-        completions.to_parquet(building / _COMPLETIONS, index=False)
     text = json.dumps(summary, indent=1, ensure_ascii=False)
-    (building / _SUMMARY).write_text(text, encoding="utf-8")
-    return building.rename(path)
+    try:
+        building.mkdir(parents=True)
+        if len(completions):
+            completions.to_parquet(building / _COMPLETIONS, index=False)
+        (building / _SUMMARY).write_text(text, encoding="utf-8")
+        return building.rename(path)
+    except OSError as error:
+        raise RunFolderError(f"cannot write the evaluation {path}: {error.strerror}") from None
 
 
 def scores(folder: Path) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Tab Evaluations: what `python -m workbench eval` found, and every completion behind it."""
+"""Tab Evaluations: evaluate the run's policies side by side, and read every completion."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from workbench.ui.parts import (
     quiet,
     table_json,
     told,
+    whole,
 )
+from workbench.worker import SessionError
 
 TITLE = "Evaluations"
 HELP = (
     "The policies of this run side by side on the same problems: <b>joint</b> θ+w, the "
     "coordinator <b>off</b>, the RL-only <b>baseline</b> θ̂+w and the <b>base</b> model. Make one "
-    "by <code>{command}</code>; sets are also math500, aime24, gym:NAME or a file. Click a problem "
-    "to read what each policy wrote."
+    "here, between two steps, or for other sets (math500, aime24, gym:NAME, a file) by "
+    "<code>{command}</code>. Click a problem to read what each policy wrote."
 )
+SPLITS = ("validation", "hard")
 _SCORES = [
     Column("set"),
     Column("policy"),
@@ -63,6 +66,16 @@ def build(session: Session) -> View:
     run = folder_name(session.run_dir)
     command = f"python -m workbench eval {run} --sets validation hard --samples 8"
     help_text(HELP.format(command=html.escape(command)))
+    with gr.Row(equal_height=True):
+        sets = gr.CheckboxGroup(SPLITS, value=["validation"], label="Sets", elem_id="evaluate-sets")
+        limit = gr.Number(
+            64, label="Problems of each", precision=0, minimum=1, elem_id="evaluate-limit"
+        )
+        samples = gr.Number(
+            0, label="Samples a problem", info="beside the greedy one: avg@k, pass@k",
+            precision=0, minimum=0, elem_id="evaluate-samples",
+        )  # fmt: skip
+        evaluate = gr.Button("Evaluate now", elem_id="evaluate", size="md", min_width=160)
     # its choices grow: any value is taken, and draw keeps to what is there
     chosen = gr.Dropdown(
         [], label="Evaluation", elem_id="evaluation", allow_custom_value=True, interactive=True
@@ -92,6 +105,21 @@ def build(session: Session) -> View:
     view = View({chosen}, {chosen, scores, comparisons, problems}, draw)
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     chosen.input(told(draw), view.inputs, view.outputs, **quietly)
+
+    def evaluate_now(values: Values) -> Updates:
+        if not values[sets]:
+            raise SessionError("Evaluate now: choose a set")
+        n, k = whole(values[limit], "Problems of each"), values[samples] or 0
+        session.evaluate_all(values[sets], int(k), n)
+        return draw({chosen: None})
+
+    evaluate.click(
+        told(evaluate_now),
+        {sets, limit, samples},
+        view.outputs,
+        show_progress="minimal",
+        api_visibility="private",
+    )
 
     def pick(name: str, event: gr.EventData) -> str:
         return written(evaluations.completions(folder, name), event.value)
