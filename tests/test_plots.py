@@ -112,6 +112,36 @@ def test_the_band_around_an_accuracy_is_wilsons_interval() -> None:
     assert (low[::-1] < measured).all() and high[0] > measured[0]
 
 
+def test_a_long_run_is_thinned_to_its_extremes_and_loses_no_spike() -> None:
+    steps = np.arange(1, 5001)
+    metrics = pd.DataFrame({"step": steps, "entropy": np.sin(steps / 700)})
+    metrics.loc[3210, "entropy"] = 9.0
+    metrics.loc[4321, "entropy"] = np.nan
+    figure = plots.curves(metrics, "entropy")
+    x, y = figure.data[0].x, figure.data[0].y
+    assert len(x) <= 602 and (x[0], x[-1]) == (1, 5000)
+    assert (metrics["entropy"].to_numpy()[x - 1] == y).all()
+    assert y.max() == 9.0 and (np.diff(x) > 0).all()
+    assert figure.layout.title.text == "Entropy, extremes of each 17 steps"
+
+
+@pytest.fixture(scope="module")
+def long_runs() -> list[dict[str, pd.DataFrame]]:
+    return [frames(make_records(n)) for n in (600, 1200)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["curves reward", "curves gain", "gain over time", "alignment", "norm ratio", "gain signal",
+     "conflict share", "demonstrations over time", "seconds", "heatmap shared"],
+)  # fmt: skip
+def test_a_figure_of_a_long_run_stays_small(
+    name: str, long_runs: list[dict[str, pd.DataFrame]]
+) -> None:
+    size = [len(EVERY_FIGURE[name](run).to_json()) for run in long_runs]
+    assert size[1] < 1.3 * size[0]
+
+
 def test_a_command_that_changed_the_run_is_marked_behind_its_step() -> None:
     figure = plots.curves(MADE["metrics"], "reward", MADE["commands"])
     assert [shape.x0 for shape in figure.layout.shapes] == [4.5]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -150,6 +153,27 @@ def newest(rows: pd.DataFrame, most_steps: int) -> tuple[pd.DataFrame, str]:
     if len(steps) <= most_steps:
         return rows, ""
     return rows[rows["step"] >= steps[-most_steps]], f", last {most_steps} measured steps"
+
+
+def thinned(
+    rows: pd.DataFrame, columns: Sequence[Any], most: int = 600
+) -> tuple[pd.DataFrame, str]:
+    """At most some `most` of the rows, one a step in order, and what to add to the title.
+
+    Of each few neighbouring rows those stay that hold the lowest or highest value of a column, and
+    the first and last row of all: no spike is lost and no value is made up. A browser is sent the
+    figure with each step, so it must not grow with the run.
+    """
+    if len(rows) <= most:
+        return rows, ""
+    each = -(-2 * len(columns) * len(rows) // most)
+    group = np.arange(len(rows)) // each
+    kept = {0, len(rows) - 1}
+    for column in columns:
+        values = pd.Series(rows[column].to_numpy(dtype=float)).dropna()
+        by_group = values.groupby(group[values.index])
+        kept |= {*by_group.idxmin(), *by_group.idxmax()}
+    return rows.iloc[sorted(kept)], f", extremes of each {each} steps"
 
 
 def room_for_labels(drawn: go.Figure) -> None:

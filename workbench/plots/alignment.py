@@ -23,6 +23,7 @@ from workbench.plots._theme import (
     paragraph,
     room_for_labels,
     show,
+    thinned,
     whole_steps,
 )
 
@@ -61,7 +62,8 @@ def alignment_over_time(alignment: pd.DataFrame, part: Part = "base") -> go.Figu
     rows = rows[rows["cosine"].notna()].sort_values("step")
     if rows.empty:
         return empty(title, _MISSING)
-    drawn = figure(title, y="cosine")
+    rows, cut = thinned(rows, ["cosine"])
+    drawn = figure(title + cut, y="cosine")
     known = rows[rows["noise"].notna()]
     band = known["noise"].clip(upper=1.0)  # no cosine is larger
     if not known.empty:
@@ -192,11 +194,13 @@ def norm_ratio(alignment: pd.DataFrame) -> go.Figure:
     drawn = figure(title, y="‖g SFT‖ / ‖g RL‖")
     for part, colour in (("base", JOINT), ("coordinator", COORDINATOR)):
         chosen = rows[(rows["part"] == part) & (rows["second_norm"] > 0)].sort_values("step")
+        chosen = chosen.assign(ratio=chosen["first_norm"] / chosen["second_norm"])
         if not chosen.empty:
+            chosen, _ = thinned(chosen, ["ratio"])
             drawn.add_trace(
                 go.Scatter(
                     x=chosen["step"].to_numpy(),
-                    y=(chosen["first_norm"] / chosen["second_norm"]).to_numpy(),
+                    y=chosen["ratio"].to_numpy(),
                     name=_SYMBOL[part],
                     mode="lines+markers",
                     marker={"size": 4},
@@ -222,12 +226,13 @@ def conflict_share(alignment: pd.DataFrame) -> go.Figure:
         return empty(title, _MISSING)
     drawn = figure(title, y="share of layers")
     for part, colour in (("base", JOINT), ("coordinator", COORDINATOR)):
-        shares = rows[rows["part"] == part].groupby("step")["conflict"].mean()
+        shares = rows[rows["part"] == part].groupby("step")["conflict"].mean().astype(float)
         if not shares.empty:
+            shares = thinned(shares.to_frame(), ["conflict"])[0]["conflict"]
             drawn.add_trace(
                 go.Scatter(
                     x=shares.index.to_numpy(),
-                    y=shares.to_numpy(dtype=float),
+                    y=shares.to_numpy(),
                     name=_SYMBOL[part],
                     mode="lines+markers",
                     marker={"size": 4},
@@ -251,7 +256,9 @@ def gain_signal(alignment: pd.DataFrame) -> go.Figure:
     rows = rows.sort_values("step")
     if rows.empty:
         return empty(title, "No gain signal yet: the method `bridge` measures it at each step.")
-    drawn = figure(title, y="norm")
+    first, last = int(rows["step"].min()), int(rows["step"].max())
+    rows, cut = thinned(rows, ["first_norm", "second_norm", "difference_norm"])
+    drawn = figure(title + cut, y="norm")
     lines = (
         ("first_norm", "joint", JOINT),
         ("second_norm", "RL-only", COLORWAY[1]),
@@ -271,7 +278,7 @@ def gain_signal(alignment: pd.DataFrame) -> go.Figure:
         )
     drawn.update_layout(hovermode="x unified")
     drawn.update_yaxes(rangemode="tozero")
-    whole_steps(drawn, int(rows["step"].min()), int(rows["step"].max()))
+    whole_steps(drawn, first, last)
     return drawn
 
 
@@ -347,8 +354,9 @@ def demonstrations_over_time(demonstrations: pd.DataFrame) -> go.Figure:
     if rows.empty:
         return empty(title, _MISSING)
     spread = rows.groupby("step")["rl_cosine"].quantile([0.25, 0.5, 0.75]).unstack()
+    spread, cut = thinned(spread, [0.25, 0.5, 0.75])
     steps = list(spread.index)
-    drawn = figure(title, y="cosine")
+    drawn = figure(title + cut, y="cosine")
     drawn.add_trace(
         go.Scatter(
             x=[*steps, *steps[::-1]],

@@ -20,6 +20,7 @@ from workbench.plots._theme import (
     figure,
     newest,
     show,
+    thinned,
     whole_steps,
 )
 from workbench.records import PHASES, SET_ACCURACY
@@ -196,7 +197,9 @@ def curves(
     ]
     if not present:
         return empty(panel.title, f"{panel.what} {panel.missing}")
-    drawn = figure(panel.title, y=panel.unit)
+    first, last = int(metrics["step"].min()), int(metrics["step"].max())
+    metrics, cut = thinned(metrics, [line.column for line in present])
+    drawn = figure(panel.title + cut, y=panel.unit)
     for line in present:
         under = line.colour == BASELINE and line.dash == "solid"  # seen where the two are equal
         measured = metrics[metrics[line.column].notna()]
@@ -222,7 +225,7 @@ def curves(
         drawn.update_yaxes(type="log", exponentformat="power", dtick=_log_ticks(metrics, present))
     if panel.share:
         drawn.update_yaxes(tickformat=".0%", rangemode="tozero")
-    whole_steps(drawn, int(metrics["step"].min()), int(metrics["step"].max()))
+    whole_steps(drawn, first, last)
     if commands is not None:
         mark_commands(drawn, commands)
     if findings is not None:

@@ -21,6 +21,7 @@ from workbench.plots._theme import (
     paragraph,
     room_for_labels,
     show,
+    thinned,
     whole_steps,
 )
 
@@ -245,6 +246,7 @@ def gain_over_time(gain: pd.DataFrame) -> go.Figure:
         )
         if mean.empty:
             continue
+        mean, _ = thinned(mean, ["gain"])
         drawn.add_trace(
             go.Scatter(
                 x=mean.index.to_numpy(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cached_property
 from html import escape
@@ -17,7 +17,16 @@ import pyarrow.parquet as pq
 
 from workbench.config import RunConfig
 from workbench.records import StepRecord
-from workbench.store import checksums, evaluations, integrity, lock, retention, schema, snapshots
+from workbench.store import (
+    checksums,
+    evaluations,
+    frames,
+    integrity,
+    lock,
+    retention,
+    schema,
+    snapshots,
+)
 from workbench.store.errors import DamagedError, RunFolderError
 from workbench.store.folder import (
     CONFIG,
@@ -30,6 +39,7 @@ from workbench.store.folder import (
     connect_for_reading,
     reading,
 )
+from workbench.store.frames import live
 
 
 def open_run(path: str | Path) -> Run:
@@ -50,6 +60,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self._live = frames.LiveFrames()
 
     @property
     def name(self) -> str:
@@ -101,7 +112,7 @@ class Run:
         with self._reading() as database:
             where = (
                 "name = 'set' AND outcome = 'done' AND step < ? AND timeline >= ? "
-                f"AND {_live('commands')}"
+                f"AND {live('commands')}"
             )
             changes = schema.select(database, "commands", where, step, meta["config_timeline"])
         config = self.config
@@ -128,7 +139,7 @@ class Run:
         """
         pinned = self.meta.get(schema.PINNED, [])
         with self._reading() as database:
-            where = f"name = 'seconds/snapshot' AND {_live('metrics')}"
+            where = f"name = 'seconds/snapshot' AND {live('metrics')}"
             took = dict(database.execute(f"SELECT step, value FROM metrics WHERE {where}"))
         rows = []
         for step in self.snapshot_steps():
@@ -157,15 +168,19 @@ class Run:
         if name not in schema.FRAMES:
             raise RunFolderError(f"no frame {name!r}; there are {', '.join(schema.FRAMES)}")
         with self._reading() as database:
-            if name == "metrics":
-                frame = _metrics(database, history)
-            elif name == "rollouts":
+            if name == "rollouts":
                 frame = self._all_rollouts(database, history)
+            elif name in schema.EVENT_ROWS:
+                frame = frames.rows(database, name, "1")
+            elif name == "metrics":
+                frame = frames.metrics(database) if history else self._live.metrics(database)
+            elif history:
+                frame = frames.rows(database, name, "1")
             else:
-                frame = _rows(database, name, history or name in schema.EVENT_ROWS)
+                frame = self._live.rows(database, name)
         if history:
             return frame
-        return frame.drop(columns=["timeline"] if name in schema.EVENT_ROWS else _MARKS)
+        return frame.drop(columns=["timeline"] if name in schema.EVENT_ROWS else frames.MARKS)
 
     def rollouts(self, step: int) -> pd.DataFrame:
         """The rollouts of one live step, as in frame("rollouts").
@@ -180,7 +195,7 @@ class Run:
         with self._reading() as database:
             rollouts = schema.rollout_rows(self._rollouts(database, step))
             metrics = database.execute(
-                f"SELECT name, value FROM metrics WHERE step = ? AND {_live('metrics')} "
+                f"SELECT name, value FROM metrics WHERE step = ? AND {live('metrics')} "
                 "ORDER BY rowid",
                 (step,),
             )
@@ -189,7 +204,7 @@ class Run:
                 metrics={name: _number(value) for name, value in metrics},
                 rollouts=rollouts,
                 **{
-                    table: schema.select(database, table, f"step = ? AND {_live(table)}", step)
+                    table: schema.select(database, table, f"step = ? AND {live(table)}", step)
                     for table in schema.STEP_ROWS
                 },
             )
@@ -239,7 +254,7 @@ class Run:
             yield database
 
     def _rollouts(self, database: sqlite3.Connection, step: int) -> pa.Table:
-        query = f"SELECT file FROM rollouts WHERE step = ? AND {_live('rollouts')}"
+        query = f"SELECT file FROM rollouts WHERE step = ? AND {live('rollouts')}"
         found = database.execute(query, (step,)).fetchone()
         if found is None:
             last = schema.last_step(database)
@@ -247,12 +262,14 @@ class Run:
         return self._read_file(database, found[0])
 
     def _all_rollouts(self, database: sqlite3.Connection, history: bool) -> pd.DataFrame:
-        index = _index(database, history)
+        index = frames.recorded_steps(database, "1" if history else live("rollouts"))
         tables = [self._read_file(database, file) for file in index["file"]]
         whole = pa.concat_tables([schema.ROLLOUTS.empty_table(), *tables])
         frame = schema.rollouts_frame(whole)
         sizes = [len(table) for table in tables]
-        return frame.assign(**{mark: np.repeat(index[mark].to_numpy(), sizes) for mark in _MARKS})
+        return frame.assign(
+            **{mark: np.repeat(index[mark].to_numpy(), sizes) for mark in frames.MARKS}
+        )
 
     def _read_file(self, database: sqlite3.Connection, file: str) -> pa.Table:
         if not file:
@@ -274,68 +291,8 @@ class Run:
             raise DamagedError(f"{path} cannot be read: {reason}") from None
 
 
-_MARKS = ["timeline", "live"]
 _HEADLINES = ("reward", "baseline/reward", "eval/accuracy", "gain/shared", "kl")
-
-
-def _live(table: str) -> str:
-    return schema.LIVE.format(table=table)
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _column(values: Iterable[Any], dtype: str) -> pd.Series:
-    return pd.Series(list(values), dtype=dtype)
-
-
-def _rows(database: sqlite3.Connection, table: str, history: bool) -> pd.DataFrame:
-    names = schema.columns((schema.STEP_ROWS | schema.EVENT_ROWS)[table])
-    listed = schema.listed(database, table)
-    where = "1" if history else _live(table)
-    rows = database.execute(
-        f'SELECT {listed}, timeline, {_live(table)} FROM "{table}" WHERE {where} ORDER BY rowid'
-    ).fetchall()
-    by_column = list(zip(*rows, strict=True)) or [()] * (len(names) + 2)
-    frame = {
-        c.name: _column(map(c.decode, values), c.dtype)
-        for c, values in zip(names, by_column[:-2], strict=True)
-    }
-    return pd.DataFrame(
-        frame
-        | {"timeline": _column(by_column[-2], "int64"), "live": _column(by_column[-1], "bool")}
-    )
-
-
-def _index(database: sqlite3.Connection, history: bool) -> pd.DataFrame:
-    """Recorded steps in the order they were recorded: step, file, timeline, live."""
-    where = "1" if history else _live("rollouts")
-    rows = database.execute(
-        f"SELECT step, file, timeline, {_live('rollouts')} FROM rollouts "
-        f"WHERE {where} ORDER BY rowid"
-    ).fetchall()
-    dtypes = {"step": "int64", "file": "str", "timeline": "int64", "live": "bool"}
-    by_column = list(zip(*rows, strict=True)) or [()] * 4
-    return pd.DataFrame(
-        {
-            name: _column(values, dtype)
-            for (name, dtype), values in zip(dtypes.items(), by_column, strict=True)
-        }
-    )
-
-
-def _metrics(database: sqlite3.Connection, history: bool) -> pd.DataFrame:
-    index = _index(database, history)
-    place = {key: i for i, key in enumerate(zip(index["step"], index["timeline"], strict=True))}
-    where = "1" if history else _live("metrics")
-    measured: dict[str, np.ndarray] = {}
-    for step, timeline, name, value in database.execute(
-        f"SELECT step, timeline, name, value FROM metrics WHERE {where} ORDER BY rowid"
-    ):
-        if name not in measured:
-            measured[name] = np.full(len(index), np.nan)
-        if value is not None:
-            measured[name][place[step, timeline]] = value
-    marks = {mark: index[mark] for mark in _MARKS}
-    return pd.DataFrame({"step": index["step"], **measured, **marks})
