@@ -173,11 +173,11 @@ READING = """\
 Each cell: true gain inside, % on average over prompts (in brackets of the prompts in the worst
 twentieth, at most), and the interval's mean width. Summed over all outcomes, not simulated.
 
-- **No interval made of one prompt's eight pairs is clearly nearer to 95 % without covering too
+- **No interval made of one prompt's ten pairs is clearly nearer to 95 % without covering too
   little elsewhere.** Tango's, Bonett and Price's and Bayes' with uniform shares are wider and cover
   even more; Bayes' with (½, ½, ½) covers the same and is wider, too. Those that add less cover in
-  93 % where policies are much apart, and in 87 to 89 % on the worst prompts. The reason is simple:
-  where one pair in ten differs, eight pairs are all ties in four cases of ten, and an interval
+  93 % where policies are much apart, and in 87 to 90 % on the worst prompts. The reason is simple:
+  where one pair in ten differs, ten pairs are all ties in one case of three, and an interval
   holds the truth in all of these or in none. Agresti and Min's is the shortest that holds 95 % on
   average at every distance, so it is what is reported.
 - **More pairs help:** at 32 it covers in 95 to 98 % (Bayes' with (½, ½, ½) in 95 to 96 %).
@@ -188,13 +188,17 @@ twentieth, at most), and the interval's mean width. Summed over all outcomes, no
 
 ALARMS = """\
 How often a prompt whose true gain is 0 has a p-value that small, in %, by the share of its pairs
-that differ; summed over all outcomes. Student's t with a floor of 2^(1−K) is near its level: up to
-7 or 8 % instead of 5 where nearly all pairs differ, up to 0.7 instead of 0.5. McNemar's test, exact
-or mid-p, is never above its level by more, but sees less: of prompts with half the pairs won and
-a twentieth lost it finds 12 or 28 % from 8 pairs at p ≤ 0.05, Student's 48 %.
+that differ; summed over all outcomes. The p-value is an exact one (Suissa and Shuster, see
+workbench/probes/exact.py): never too small, whatever share of the pairs differs. Student's t, used
+before, gave 0.005 or less in 2.2 % where all ten pairs differ, and 0.05 in up to 7.7 %.
 
-With 12 prompts the false discovery rate asks p ≤ 0.004 of a single one. Eight pairs cannot give
-that, not even all won (2⁻⁷); nine could. Two prompts with all eight won are told.
+Of prompts with half the pairs won and a twentieth lost it finds 45 % from ten pairs at p ≤ 0.05,
+as many as McNemar's mid-p, which does not hold its level; McNemar's exact test finds 27 %. From 32
+pairs 97, 98 and 96 %.
+
+With 12 prompts the false discovery rate asks p ≤ 0.0042 of a single one. Ten pairs can give that:
+ten won, nine and a tie, eight and two ties (0.002 to 0.0039). Of prompts with nine pairs in ten
+won and a twentieth lost they tell 59 %. Eight pairs could not, not even all won (2⁻⁷).
 """
 
 

@@ -45,6 +45,7 @@ import torch
 from torch import Tensor
 
 from workbench.policy import Policy
+from workbench.probes.exact import MOST_PAIRS, exact_p
 from workbench.records import GainRow, RolloutRow
 from workbench.sampling import Completions, Noise, sample
 from workbench.tasks import environments, score
@@ -217,24 +218,30 @@ def student_t_tail(t: float, dof: int) -> float:
 def p_value(row: GainRow) -> float:
     """Two-sided p-value of 'the gain is 0'; NaN for a blanked row.
 
-    Student's t with n − 1 degrees of freedom, n the rollouts a side (shared: the effective sample
-    size, rounded down). A group without variance needs thought, since its t is 0/0 or infinite:
+    paired: where each pair is won, lost or tied the exact test of exact.py, which is never too
+    small; all K won or lost give 2^(1−K), so five pairs never decide. Other rewards, and more
+    pairs than it goes through: Student's t with K − 1 degrees of freedom, not below 2^(1−K).
 
-    - all differences 0, or all rewards of the group equal: no evidence, p = 1;
-    - paired, all K differences equal and not 0: if either sign were as likely, all K would agree
-      with probability 2^(1−K). No paired p-value is let below that, so five pairs never decide.
-
-    A zero standard error of the shared estimate is never evidence: p = 1.
+    shared: Student's t, the effective sample size taken for the rollouts. A zero standard error is
+    no evidence: p = 1.
     """
     if isnan(row.gain):
         return nan
     if row.gain == 0 or (row.standard_error == 0 and row.estimator == "shared"):
         return 1.0
-    n = row.n_rollouts if row.estimator == "paired" else max(2, int(row.ess))
-    floor = 2.0 ** (1 - n) if row.estimator == "paired" else 0.0
+    if row.estimator == "shared":
+        return student_t_tail(row.gain / row.standard_error, max(2, int(row.ess)) - 1)
+    n = row.n_rollouts
+    net = n * row.gain
+    differing = n * (n - 1) * row.standard_error**2 + n * row.gain**2  # Σ d²
+    whole = all(abs(x - round(x)) < 1e-6 for x in (net, differing))
+    if whole and n <= MOST_PAIRS and abs(net) <= differing + 1e-6 and differing <= n + 1e-6:
+        net, differing = round(net), round(differing)
+        if (net + differing) % 2 == 0:
+            return exact_p((differing + net) // 2, (differing - net) // 2, n)
     if row.standard_error == 0:
-        return floor
-    return max(student_t_tail(row.gain / row.standard_error, n - 1), floor)
+        return 2.0 ** (1 - n)
+    return max(student_t_tail(row.gain / row.standard_error, n - 1), 2.0 ** (1 - n))
 
 
 def helped_hurt(rows: Sequence[GainRow], level: float = 0.05, corrected: bool = True) -> HelpedHurt:
