@@ -69,17 +69,23 @@ def save_random_model(folder: Path) -> None:
 
 
 def run_variant(settings: dict[str, Any], method: str, steps: int) -> tuple[list[dict], float]:
-    """(one row of seconds a step, peak memory in MB) of one run. Runs in a process of its own."""
+    """(one row of seconds a step, peak memory in MB) of one run. Runs in a process of its own.
+
+    The column `processor` holds processor seconds, which other work on the machine hardly changes.
+    """
     from workbench import RunConfig, Session
 
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig.preset("pocket", method=method, snapshot_every=10**6, **settings)
         with Session(config, run_dir=Path(folder) / "run") as session:
+            marks = [time.process_time()]
             for _ in range(steps):
                 session.step()
-            frame = session.frame("metrics")
+                marks.append(time.process_time())
+            frame = session.frame("metrics").assign(processor=np.diff(marks))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return frame[["step", *frame.filter(like="seconds/").columns]].to_dict("records"), peak
+    columns = ["step", "processor", *frame.filter(like="seconds/").columns]
+    return frame[columns].to_dict("records"), peak
 
 
 def in_own_process(function: Any, *arguments: Any) -> Any:
@@ -102,14 +108,16 @@ def measure_steps(args: argparse.Namespace, model: dict[str, Any]) -> str:
                 peaks[name].append(peak)
                 bar.update()
     frames = {name: pd.DataFrame(found) for name, found in rows.items()}
-    plain = frames["none"]["seconds/total"]
     lines = ["| seconds | " + " | ".join(VARIANTS) + " |", "|---|" + "---|" * len(VARIANTS)]
+    last = {"seconds/total": "total", "processor": "processor seconds"}
     names = dict.fromkeys(name for f in frames.values() for name in f if name != "step")
-    for name in [*(n for n in names if n != "seconds/total"), "seconds/total"]:
+    for name in [*(n for n in names if n not in last), *last]:
         cells = [_seconds(frame.get(name)) for frame in frames.values()]
-        lines.append(f"| {name.removeprefix('seconds/')} | {' | '.join(cells)} |")
-    ratios = [f"{frame['seconds/total'].sum() / plain.sum():.2f}" for frame in frames.values()]
-    lines.append(f"| **total, against none** | {' | '.join(ratios)} |")
+        lines.append(f"| {last.get(name, name.removeprefix('seconds/'))} | {' | '.join(cells)} |")
+    for name, label in last.items():
+        plain = frames["none"][name].sum()
+        ratios = [f"{frame[name].sum() / plain:.2f}" for frame in frames.values()]
+        lines.append(f"| **{label}, against none** | {' | '.join(ratios)} |")
     memory = [statistics.median(found) for found in peaks.values()]
     cells = [f"{m:.0f} MB ({m / memory[0]:.2f})" for m in memory]
     lines.append(f"| peak memory | {' | '.join(cells)} |")
