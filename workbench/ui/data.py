@@ -115,6 +115,8 @@ def build(session: Session) -> View:
     view = View({split, drawn}, {table, lengths, note, drawn}, draw)
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     split.input(told(draw), view.inputs, view.outputs, **quietly)
+    # the tab's first draw may end after this one, with the split that was chosen when it began
+    drawn.change(told(draw), view.inputs, view.outputs, **quietly)
 
     def pick(event: gr.EventData) -> tuple[str, str, str]:
         chosen, _, name = event.value.partition("/")

@@ -66,7 +66,7 @@ def build(session: Session) -> View:
     run = folder_name(session.run_dir)
     command = f"python -m workbench eval {run} --sets validation hard --samples 8"
     help_text(HELP.format(command=html.escape(command)))
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False):
         sets = gr.CheckboxGroup(SPLITS, value=["validation"], label="Sets", elem_id="evaluate-sets")
         limit = gr.Number(
             64, label="Problems of each", precision=0, minimum=1, elem_id="evaluate-limit"
