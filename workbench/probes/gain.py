@@ -45,10 +45,11 @@ import torch
 from torch import Tensor
 
 from workbench.policy import Policy
+from workbench.probes.drawing import complete_each
 from workbench.probes.exact import MOST_PAIRS, exact_p
 from workbench.records import GainRow, RolloutRow
-from workbench.sampling import Completions, Noise, sample
-from workbench.tasks import environments, score
+from workbench.sampling import Completions, Noise
+from workbench.tasks import score
 from workbench.tasks.environment import others
 from workbench.tasks.problem import Problem, Task
 
@@ -287,23 +288,21 @@ def draw_paired(
     equals θ, as at the start of a run, both write the same texts: they are drawn once.
     """
     repeated = [problem for problem in problems for _ in range(rollouts)]
-    prompts = [policy.encode_prompt(problem.prompt) for problem in repeated]
     rows: list[RolloutRow] = []
     rewards = []
     one = policies_agree(policy)
     for name in get_args(PairedPolicy):
         if name == "joint" or not one:
-            done = sample(
-                policy.of(name),
-                policy.tokenizer,
-                prompts,
+            done = complete_each(
+                policy,
+                name,
+                task,
+                [problem.prompt for problem in problems],
+                rollouts=rollouts,
                 noise=noise,
-                sequences=range(len(repeated)),
-                end_ids=policy.end_ids,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 batch=batch,
-                environments=environments(task, [problem.prompt for problem in repeated]),
             )
         found = [
             _rollout(policy, task, noise.step, name, i, repeated[i], done)
