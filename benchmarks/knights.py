@@ -59,17 +59,22 @@ def make_tokenizer(texts: Sequence[str], size: int = 1024) -> PreTrainedTokenize
 def batches(
     tokenizer: PreTrainedTokenizerFast, shown: Sequence[Demonstration], rows: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Random demonstrations without end, padded right; the prompt counts in the loss too."""
+    """Random demonstrations without end, padded right; the loss is of the solution alone."""
     rng = random.Random(0)
-    texts = [f"<bos>{d.prompt}\n{d.solution}<eos>" for d in shown]
-    coded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    coded.sort(key=len)  # rows of a batch are about as long as each other
+    coded = []
+    for d in shown:
+        head = tokenizer.encode(f"<bos>{d.prompt}\n", add_special_tokens=False)
+        tail = tokenizer.encode(f"{d.solution}<eos>", add_special_tokens=False)
+        coded.append((len(head), head + tail))
+    coded.sort(key=lambda one: len(one[1]))  # rows of a batch are about as long as each other
     while True:
         at = rng.randrange(len(coded) - rows + 1)
         some = coded[at : at + rows]
-        longest = max(map(len, some))
-        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in some])
+        longest = max(len(ids) for _, ids in some)
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in some])
         labels = ids.masked_fill(ids == 0, -100)
+        for row, (head_length, _) in enumerate(some):
+            labels[row, :head_length] = -100
         yield {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
 
 
@@ -98,12 +103,12 @@ def main() -> None:
     """Train until the accuracy is enough, or the steps are done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--enough", type=float, default=0.4, help="greedy accuracy to stop at")
-    parser.add_argument("--steps", type=int, default=1500, help="at most so many")
+    parser.add_argument("--enough", type=float, default=0.6, help="greedy accuracy to stop at")
+    parser.add_argument("--steps", type=int, default=4000, help="at most so many")
     parser.add_argument("--rows", type=int, default=16, help="demonstrations a step")
-    parser.add_argument("--puzzles", type=int, default=4096, help="different ones learned from")
+    parser.add_argument("--puzzles", type=int, default=16384, help="different ones learned from")
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--check-every", type=int, default=100)
+    parser.add_argument("--check-every", type=int, default=250)
     options = parser.parse_args()
 
     own = make_task(GymTaskConfig.model_validate(KNIGHTS))
@@ -120,7 +125,7 @@ def main() -> None:
     bar = tqdm(range(1, options.steps + 1), desc=f"{model.num_parameters():,} parameters")
     for step, batch in zip(bar, batches(tokenizer, shown, options.rows), strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = options.lr * min(1.0, step / 50)
+            group["lr"] = options.lr * min(1.0, step / 50) * (1 - 0.9 * step / options.steps)
         loss = model(**batch, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 FURTHEST_BACK = 500
-"""Rows that a search for an onset goes back at most: a step costs the same however long the run."""
+"""Values that a search for an onset goes back at most: a step costs the same however long the run."""
+EARLIEST = 16
+"""Values of each metric that are kept from its start; of the others the newest FURTHEST_BACK."""
 
 LOGGED_SETTINGS = {"base_lr": ("base_lr", "learning_rate")}
 """Settings that logs carry as a column, under these names."""
@@ -30,7 +32,8 @@ class History:
         self.settings: Mapping[str, Any] = {}
         """The config in force, by leaf name; empty for a log of another program."""
         self._steps: dict[str, array[int]] = {}  # a third of what lists of numbers take
-        self._values: dict[str, array[float]] = {}
+        self._values: dict[str, array[float]] = {}  # those between the kept ones are left out
+        self._counts: dict[str, int] = {}
         self._rows: dict[str, int] = {}
         self.non_finite: list[tuple[int, str, float]] = []
         """Logged values that are NaN or infinite: (step, name, value)."""
@@ -44,8 +47,12 @@ class History:
             if isfinite(value):
                 if name not in self._values:
                     self._steps[name], self._values[name] = array("q"), array("d")
-                self._steps[name].append(step)
-                self._values[name].append(value)
+                    self._counts[name] = 0
+                for kept, new in ((self._steps[name], step), (self._values[name], value)):
+                    kept.append(new)
+                    if len(kept) > EARLIEST + 2 * FURTHEST_BACK:
+                        del kept[EARLIEST:-FURTHEST_BACK]
+                self._counts[name] += 1
                 self._rows[name] = self.n_rows
             else:
                 self.non_finite.append((step, name, float(value)))
@@ -58,14 +65,14 @@ class History:
 
     def count(self, name: str) -> int:
         """How often a metric was measured."""
-        return len(self._values.get(name, ()))
+        return self._counts.get(name, 0)
 
     def head(self, name: str, n: int) -> np.ndarray:
-        """The first n measured values."""
+        """The first n measured values, n ≤ EARLIEST."""
         return np.array(self._values.get(name, ())[:n])
 
     def tail(self, name: str, n: int) -> np.ndarray:
-        """The last n measured values, oldest first."""
+        """The last n measured values, oldest first, n ≤ FURTHEST_BACK."""
         return np.array(self._values.get(name, ())[-n:])
 
     def before(self, name: str, n: int) -> np.ndarray:
@@ -73,7 +80,7 @@ class History:
         return np.array(self._values.get(name, ())[-n - 1 : -1])
 
     def start(self, name: str, n: int = 5) -> float:
-        """Median of the first n measured values; NaN where there is none."""
+        """Median of the first n ≤ EARLIEST measured values; NaN where there is none."""
         return _median(self._values.get(name, ())[:n])
 
     def level(self, name: str, n: int = 5) -> float:

@@ -62,7 +62,8 @@ class _Metrics:
         self._history = history
         self._steps = pd.DataFrame()
         self._place: dict[tuple[int, int], int] = {}
-        self._measured: dict[str, np.ndarray] = {}
+        self._measured: dict[str, np.ndarray] = {}  # `_room` values each, those to come NaN
+        self._room = 0  # grows by a quarter: a step that is added moves nothing in memory
         self._last_step, self._last_value = 0, 0
 
     def read(self, database: sqlite3.Connection) -> None:
@@ -72,9 +73,11 @@ class _Metrics:
         for key in zip(new["step"], new["timeline"], strict=True):
             self._place[key] = len(self._place)
         self._steps = _behind(self._steps, new)
-        nothing = np.full(len(new), np.nan)
-        for name, values in self._measured.items():
-            self._measured[name] = np.concatenate([values, nothing])
+        if len(self._place) > self._room:
+            self._room = len(self._place) * 5 // 4 + 64
+            for name, values in self._measured.items():
+                self._measured[name] = np.full(self._room, np.nan)
+                self._measured[name][: len(values)] = values
         where = "1" if self._history else live("metrics")
         for row, step, timeline, name, value in database.execute(
             f"SELECT rowid, step, timeline, name, value FROM metrics "
@@ -82,7 +85,7 @@ class _Metrics:
             f"WHERE {where} AND rowid >= {self._last_value} ORDER BY rowid"
         ):
             if name not in self._measured:
-                self._measured[name] = np.full(len(self._place), np.nan)
+                self._measured[name] = np.full(self._room, np.nan)
             if value is not None:
                 self._measured[name][self._place[step, timeline]] = value
             self._last_value = row
@@ -91,7 +94,8 @@ class _Metrics:
     def frame(self) -> pd.DataFrame:
         """A copy of what was read, with MARKS."""
         marks = {mark: self._steps[mark] for mark in MARKS}
-        return pd.DataFrame({"step": self._steps["step"], **self._measured, **marks}).copy()
+        measured = {name: values[: len(self._place)] for name, values in self._measured.items()}
+        return pd.DataFrame({"step": self._steps["step"], **measured, **marks}).copy()
 
 
 def metrics(database: sqlite3.Connection) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from workbench.ui import (
     run,
 )
 from workbench.ui.header import header_html
+from workbench.ui.memory import give_back
 from workbench.ui.parts import Updates, Values, View, page
 from workbench.ui.read_only import ReadOnlySession
 from workbench.ui.theme import CSS, THEME
@@ -109,6 +110,7 @@ def build_app(session: Session) -> gr.Blocks:
 
         async def forget(request: gr.Request) -> None:  # in the event loop: no event half-way
             forget_copies(app, request.session_hash or "")
+            give_back()
 
         gr.Timer(5.0).tick(forget, None, None, **wire)
     app.queue(default_concurrency_limit=4)
