@@ -1,14 +1,17 @@
 """The Data tab: its looks, its HTML, and the tab in a real Chromium."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from workbench import RunConfig, Session
 from workbench.inspecting import Seen
 from workbench.tasks import Score
+from workbench.ui import LAUNCH, build_app
 from workbench.ui.data import data_note, data_table, overlap_table, score_html, seen_html
 from workbench.worker import SessionError
 
@@ -114,3 +117,38 @@ def test_the_tab_shows_tokens_and_scores(tmp_path: Path) -> None:
             page.click("#overlaps")
             page.locator("#overlap-table").get_by_text("No overlaps found").wait_for()
             assert page.evaluate("window.__pwned") is None
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(chromium() is None and "CI" not in os.environ, reason="no Chromium")
+def test_the_chosen_split_is_shown_though_the_first_draw_ends_last(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, read = threading.Event(), session.data
+    asked: list[str] = []
+
+    def slow_at_first() -> pd.DataFrame:
+        asked.append("")
+        if len(asked) == 1:
+            ended.wait(60)
+        return read()
+
+    monkeypatch.setattr(session, "data", slow_at_first)
+    app = build_app(session)
+    _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, **LAUNCH)
+    try:
+        with launched() as browser:
+            page = new_page(browser, url.rstrip("/"))
+            open_tab(page, "Data")
+            page.locator("#data-split").get_by_text("demonstrations").click()
+            rows = page.locator("#data-table tbody")
+            chosen = "() => document.querySelector('#data-table').innerText.includes('#20')"
+            page.wait_for_function(chosen)  # a solution: drawn while the first draw waits
+            ended.set()
+            page.wait_for_timeout(3000)  # the first draw lands, and is put right
+            page.wait_for_function(chosen)
+            assert "10+10=20" in rows.inner_text()
+            assert len(asked) >= 3
+    finally:
+        ended.set()
+        app.close()
