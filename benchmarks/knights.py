@@ -1,26 +1,29 @@
-"""Make a small model that knows knights and knaves a little: the start of noise.py's second part.
+"""Make a small model that can do knights and knaves but seldom does: noise.py's second start.
 
-    python benchmarks/knights.py --out runs/knights-model
+    python benchmarks/knights.py --out runs/knights
 
-A Llama of the pocket model's shape with a BPE tokenizer of its own learns, from nothing, the worked
-solutions that workbench/tasks/knights.py writes. Its puzzles have another seed than the
-benchmark's; none is in the benchmark's sets. It stops where its greedy accuracy reaches --enough:
-the format is then known, and half of the puzzles are still wrong.
+A Llama of the pocket model's shape with a BPE tokenizer of its own is trained from nothing in two
+stages, as the pocket model was: first on the worked solutions that workbench/tasks/knights.py
+writes, until its greedy accuracy reaches --enough; then, for --habit-steps, on puzzles most of
+which are answered at once, with roles drawn by chance. What is left is a skill that it samples in
+one completion of a few. Its puzzles have another seed than the benchmark's; none is in the
+benchmark's sets. A folder that holds the first stage is gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import time
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from noise import KNIGHTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench.config import GymTaskConfig
 from workbench.pocket.make import CHAT_TEMPLATE, MAX_POSITIONS, make_model
@@ -54,6 +57,26 @@ def make_tokenizer(texts: Sequence[str], size: int = 1024) -> PreTrainedTokenize
         chat_template=CHAT_TEMPLATE,
         model_max_length=MAX_POSITIONS,
     )
+
+
+FORMAT = re.compile(r"(\w+) is an? (\w+)/(\w+)")
+"""How a prompt ends: a name and the two roles, of each person."""
+
+
+def guessed(shown: Sequence[Demonstration], share: float) -> list[Demonstration]:
+    """The demonstrations, that share of them with an answer at once: each role drawn by chance."""
+    rng = random.Random(2)
+    habit = []
+    for demonstration in shown:
+        if rng.random() < share:
+            said = []
+            for name, *roles in FORMAT.findall(demonstration.prompt):
+                role = rng.choice(roles)
+                said.append(f"{name} is {'an' if role[0] in 'aeiou' else 'a'} {role}")
+            solution = f"<answer>{', and '.join(said)}.</answer>"
+            demonstration = replace(demonstration, solution=solution)
+        habit.append(demonstration)
+    return habit
 
 
 def batches(
@@ -99,15 +122,53 @@ def accuracy(
     return sum(right) / len(right)
 
 
+class Maker:
+    """The model in the making: trains, measures, keeps."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM, task: Task):
+        self.tokenizer, self.model = tokenizer, model
+        self.task, self.checked = task, task.problems("validation")
+
+    def train(
+        self, shown: Sequence[Demonstration], steps: int, lr: float, rows: int
+    ) -> Iterator[int]:
+        """AdamW, the rate up over 50 steps and then down to a tenth; gives each step done."""
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98))
+        bar = tqdm(range(1, steps + 1), unit="step")
+        for step, batch in zip(bar, batches(self.tokenizer, shown, rows), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, step / 50) * (1 - 0.9 * step / steps)
+            loss = self.model(**batch, use_cache=False).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            yield step
+
+    def score(self, said: str) -> float:
+        """Greedy accuracy, printed after `said`."""
+        found = accuracy(self.model, self.tokenizer, self.task, self.checked)
+        tqdm.write(f"{said}: {found:.2f} of {len(self.checked)} puzzles are right")
+        return found
+
+    def keep(self, folder: Path) -> None:
+        """Write the model and its tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
 def main() -> None:
-    """Train until the accuracy is enough, or the steps are done."""
+    """Both stages; the first is left out where its model is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--enough", type=float, default=0.6, help="greedy accuracy to stop at")
-    parser.add_argument("--steps", type=int, default=4000, help="at most so many")
+    parser.add_argument("--enough", type=float, default=0.6, help="greedy accuracy of the skill")
+    parser.add_argument("--steps", type=int, default=4000, help="of the skill, at most")
+    parser.add_argument("--habit-steps", type=int, default=150)
+    parser.add_argument("--share", type=float, default=0.7, help="of puzzles answered at once")
     parser.add_argument("--rows", type=int, default=16, help="demonstrations a step")
     parser.add_argument("--puzzles", type=int, default=16384, help="different ones learned from")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=3e-3, help="of the skill; the habit's: a tenth")
     parser.add_argument("--check-every", type=int, default=250)
     options = parser.parse_args()
 
@@ -117,28 +178,23 @@ def main() -> None:
     settings["gym_demonstrations"] = options.puzzles
     task = make_task(GymTaskConfig.model_validate({**KNIGHTS, **settings}))
     shown = [d for d in task.demonstrations() if d.prompt not in kept_out]
-    checked = task.problems("validation")
-    tokenizer = make_tokenizer([f"{d.prompt}\n{d.solution}" for d in shown])
-    model = make_model(len(tokenizer), seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98))
-    started, found = time.time(), 0.0
-    bar = tqdm(range(1, options.steps + 1), desc=f"{model.num_parameters():,} parameters")
-    for step, batch in zip(bar, batches(tokenizer, shown, options.rows), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * min(1.0, step / 50) * (1 - 0.9 * step / options.steps)
-        loss = model(**batch, use_cache=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{found:.2f}")
-        if step % options.check_every == 0 or step == options.steps:
-            found = accuracy(model, tokenizer, task, checked)
-            tqdm.write(f"{step} {time.time() - started:.0f}s {loss.item():.4f} {found:.2f}")
-            model.save_pretrained(options.out)
-            tokenizer.save_pretrained(options.out)
-            if found >= options.enough:
-                break
+    skilled = options.out.with_name(f"{options.out.name}-skill")
+    if skilled.exists():
+        tokenizer = AutoTokenizer.from_pretrained(skilled)
+        maker = Maker(tokenizer, LlamaForCausalLM.from_pretrained(skilled), task)
+    else:
+        tokenizer = make_tokenizer([f"{d.prompt}\n{d.solution}" for d in shown])
+        maker = Maker(tokenizer, make_model(len(tokenizer), seed=0), task)
+        for step in maker.train(shown, options.steps, options.lr, options.rows):
+            if step % options.check_every == 0 or step == options.steps:
+                if maker.score(f"skill, step {step}") >= options.enough:
+                    break
+        maker.keep(skilled)
+    habit = guessed(shown, options.share)
+    for _ in maker.train(habit, options.habit_steps, options.lr / 10, options.rows):
+        pass
+    maker.score("with the habit")
+    maker.keep(options.out)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,36 @@ class _Metrics:
 
     def frame(self) -> pd.DataFrame:
         """A copy of what was read, with MARKS."""
-        marks = {mark: self._steps[mark] for mark in MARKS}
         measured = {name: values[: len(self._place)] for name, values in self._measured.items()}
-        return pd.DataFrame({"step": self._steps["step"], **measured, **marks}).copy()
+        marks = {mark: self._steps[mark] for mark in MARKS}
+        return pd.DataFrame({"step": self._steps["step"], **measured, **marks}, copy=True)
+
+
+class _Rows:
+    """The live rows of one table. Grows as it reads.
+
+    Kept in pieces, each more than twice as long as the next: what was read long ago is moved seldom,
+    since memory that is moved at each step, each time to a larger place, leaves holes everywhere.
+    """
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+        self._pieces: list[pd.DataFrame] = []
+        self._last = 0
+
+    def read(self, database: sqlite3.Connection) -> None:
+        """Take in the rows that were added since the last time."""
+        new = rows(database, self._table, f"{live(self._table)} AND rowid > {self._last}")
+        self._last = max(self._last, _last_row(database, self._table))
+        if not len(new) and self._pieces:
+            return
+        while self._pieces and len(self._pieces[-1]) <= 2 * len(new):
+            new = _behind(self._pieces.pop(), new)
+        self._pieces.append(new)
+
+    def frame(self) -> pd.DataFrame:
+        """A copy of what was read, with MARKS."""
+        return pd.concat(self._pieces, ignore_index=True)
 
 
 def metrics(database: sqlite3.Connection) -> pd.DataFrame:
@@ -116,7 +143,7 @@ class LiveFrames:
         self._lock = Lock()
         self._timelines: list[Any] = []
         self._metrics = _Metrics(history=False)
-        self._rows: dict[str, tuple[pd.DataFrame, int]] = {}
+        self._rows: dict[str, _Rows] = {}
 
     def metrics(self, database: sqlite3.Connection) -> pd.DataFrame:
         """The live metrics, with MARKS."""
@@ -129,11 +156,9 @@ class LiveFrames:
         """The live rows of a table of STEP_ROWS, with MARKS."""
         with self._lock:
             self._start_over_after_a_rewind(database)
-            known, last = self._rows.get(table, (pd.DataFrame(), 0))
-            new = rows(database, table, f"{live(table)} AND rowid > {last}")
-            known = _behind(known, new)
-            self._rows[table] = known, max(last, _last_row(database, table))
-            return known.copy()
+            known = self._rows.setdefault(table, _Rows(table))
+            known.read(database)
+            return known.frame()
 
     def _start_over_after_a_rewind(self, database: sqlite3.Connection) -> None:
         timelines = database.execute("SELECT * FROM timelines").fetchall()
