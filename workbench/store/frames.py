@@ -14,6 +14,8 @@ from workbench.store import schema
 
 MARKS = ["timeline", "live"]
 """Columns that tell superseded rows apart."""
+AT_ONCE = 4096
+"""Rows read at once: as Python objects they take ten times the memory."""
 
 
 def live(table: str) -> str:
@@ -112,13 +114,15 @@ class _Rows:
 
     def read(self, database: sqlite3.Connection) -> None:
         """Take in the rows that were added since the last time."""
-        new = rows(database, self._table, f"{live(self._table)} AND rowid > {self._last}")
-        self._last = max(self._last, _last_row(database, self._table))
-        if not len(new) and self._pieces:
-            return
-        while self._pieces and len(self._pieces[-1]) <= 2 * len(new):
-            new = _behind(self._pieces.pop(), new)
-        self._pieces.append(new)
+        last = _last_row(database, self._table)
+        for first in range(self._last, last, AT_ONCE) or [last]:
+            some = f"rowid > {first} AND rowid <= {min(first + AT_ONCE, last)}"
+            new = rows(database, self._table, f"{live(self._table)} AND {some}")
+            while self._pieces and len(self._pieces[-1]) <= 2 * len(new):
+                new = _behind(self._pieces.pop(), new)
+            if len(new) or not self._pieces:
+                self._pieces.append(new)
+        self._last = max(self._last, last)
 
     def frame(self) -> pd.DataFrame:
         """A copy of what was read, with MARKS."""
