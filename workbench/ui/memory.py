@@ -1,20 +1,41 @@
-"""Give memory that was freed back to the system: a page that is redrawn all night frees much.
+"""Keep the app's memory flat: a page that is redrawn each second for a night frees much.
 
-glibc keeps what is freed in the middle of its heaps, and Arrow's pool what its threads freed. With
-a plot drawn each second the heaps get holes of all sizes, and a process that holds ever the same
-takes ever more.
+Three things were seen to grow where nothing was held: Arrow's own pool (a table read for the page
+leaves pieces in it), plots that wait for the garbage collector, and the holes between what is freed
+and what stays in glibc's heaps. benchmarks/results/soak.md has what came of it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable
 
 import pyarrow as pa
 
 EVERY = 20.0
-"""Seconds; some 10 ms of work each time."""
+"""Seconds between two times that free memory is given back; some 10 ms of work each."""
+
+
+def settle() -> None:
+    """Once, when the app is built: what is there stays, what comes is looked through often.
+
+    Python looks through everything only after a quarter of everything is new; with the half
+    million objects of the libraries out of the count, plots that hold each other go sooner.
+    """
+    pa.set_memory_pool(pa.system_memory_pool())
+    gc.collect()
+    gc.freeze()
+
+
+def give_back() -> None:
+    """Give free memory back to the system, once in EVERY seconds however many pages are open."""
+    global _last
+    now = time.monotonic()
+    if _malloc_trim is not None and now - _last >= EVERY:
+        _last = now
+        _malloc_trim(0)
 
 
 def _trim() -> Callable[[int], int] | None:
@@ -27,15 +48,3 @@ def _trim() -> Callable[[int], int] | None:
 
 _malloc_trim = _trim()
 _last = 0.0
-
-
-def give_back() -> None:
-    """Give free memory back, at most once in EVERY seconds, however many pages are open."""
-    global _last
-    now = time.monotonic()
-    if now - _last < EVERY:
-        return
-    _last = now
-    pa.default_memory_pool().release_unused()
-    if _malloc_trim is not None:
-        _malloc_trim(0)
