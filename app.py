@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from workbench import heap
 from workbench.__main__ import setting
 
 if TYPE_CHECKING:  # torch and gradio are imported after the flags are checked: errors come at once
@@ -38,6 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Open the run, serve the page until Ctrl-C, save the run. Returns the exit code."""
+    heap.share()
     parser = _options()
     options = parser.parse_args(arguments)
     if options.host not in LOOPBACK and options.auth is None:
@@ -151,6 +153,7 @@ def _serve(session: Session, options: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     app = build_app(session)
+    heap.settle()
     _, url, _ = app.launch(
         server_name=options.host,
         server_port=options.port,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 FURTHEST_BACK = 500
-"""Values that a search for an onset goes back at most: a step costs the same however long the run."""
+"""Values that a search for an onset goes back at most: a long run's step costs what others do."""
 EARLIEST = 16
 """Values of each metric that are kept from its start; of the others the newest FURTHEST_BACK."""
 

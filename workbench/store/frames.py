@@ -103,8 +103,8 @@ class _Metrics:
 class _Rows:
     """The live rows of one table. Grows as it reads.
 
-    Kept in pieces, each more than twice as long as the next: what was read long ago is moved seldom,
-    since memory that is moved at each step, each time to a larger place, leaves holes everywhere.
+    Kept in pieces, each more than twice as long as the next: what was read long ago is moved
+    seldom, since memory moved at each step, each time to a larger place, leaves holes everywhere.
     """
 
     def __init__(self, table: str) -> None:

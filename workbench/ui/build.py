@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from workbench.heap import give_back
 from workbench.session import Session
 from workbench.ui import (
     alignment,
@@ -25,7 +26,6 @@ from workbench.ui import (
     run,
 )
 from workbench.ui.header import header_html
-from workbench.ui.memory import give_back, settle
 from workbench.ui.parts import Updates, Values, View, page
 from workbench.ui.read_only import ReadOnlySession
 from workbench.ui.theme import CSS, THEME
@@ -114,7 +114,6 @@ def build_app(session: Session) -> gr.Blocks:
 
         gr.Timer(5.0).tick(forget, None, None, **wire)
     app.queue(default_concurrency_limit=4)
-    settle()
     return app
 
 

@@ -1,8 +1,8 @@
 """Keep the app's memory flat: a page that is redrawn each second for a night frees much.
 
 Three things were seen to grow where nothing was held: Arrow's own pool (a table read for the page
-leaves pieces in it), plots that wait for the garbage collector, and the holes between what is freed
-and what stays in glibc's heaps. benchmarks/results/soak.md has what came of it.
+leaves pieces in it), plots that wait for the garbage collector, and in glibc's heaps, one for each
+thread, the holes between what is freed and what stays. benchmarks/results/soak.md has the numbers.
 """
 
 from __future__ import annotations
@@ -12,18 +12,26 @@ import gc
 import time
 from collections.abc import Callable
 
-import pyarrow as pa
-
 EVERY = 20.0
 """Seconds between two times that free memory is given back; some 10 ms of work each."""
+M_ARENA_MAX = -8
+"""A number of <malloc.h>."""
+
+
+def share() -> None:
+    """One heap for all threads that do not have their own yet: call it first of all. glibc only."""
+    if _mallopt is not None:
+        _mallopt(M_ARENA_MAX, 1)
 
 
 def settle() -> None:
-    """Once, when the app is built: what is there stays, what comes is looked through often.
+    """When the app is built, in a process of its own: what there is now is there to stay.
 
     Python looks through everything only after a quarter of everything is new; with the half
     million objects of the libraries out of the count, plots that hold each other go sooner.
     """
+    import pyarrow as pa  # takes long, and share() comes before anything else
+
     pa.set_memory_pool(pa.system_memory_pool())
     gc.collect()
     gc.freeze()
@@ -38,13 +46,14 @@ def give_back() -> None:
         _malloc_trim(0)
 
 
-def _trim() -> Callable[[int], int] | None:
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None where it has none: macOS, musl, Windows."""
     try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # not glibc: macOS, musl, Windows
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
         return None
-    return trim
+    return function
 
 
-_malloc_trim = _trim()
+_mallopt, _malloc_trim = _of_glibc("mallopt"), _of_glibc("malloc_trim")
 _last = 0.0
