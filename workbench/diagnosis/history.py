@@ -48,9 +48,10 @@ class History:
                 if name not in self._values:
                     self._steps[name], self._values[name] = array("q"), array("d")
                     self._counts[name] = 0
-                for kept, new in ((self._steps[name], step), (self._values[name], value)):
-                    kept.append(new)
-                    if len(kept) > EARLIEST + 2 * FURTHEST_BACK:
+                self._steps[name].append(step)
+                self._values[name].append(value)
+                if len(self._values[name]) > EARLIEST + 2 * FURTHEST_BACK:
+                    for kept in (self._steps[name], self._values[name]):
                         del kept[EARLIEST:-FURTHEST_BACK]
                 self._counts[name] += 1
                 self._rows[name] = self.n_rows
