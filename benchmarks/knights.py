@@ -6,7 +6,7 @@ A Llama of the pocket model's shape with a BPE tokenizer of its own is trained f
 stages, as the pocket model was: first on the worked solutions that workbench/tasks/knights.py
 writes, until its greedy accuracy reaches --enough; then, for --habit-steps, on puzzles most of
 which are answered at once, with roles drawn by chance. What is left is a skill that it samples in
-one completion of a few. Its puzzles have another seed than the benchmark's; none is in the
+one completion of twenty. Its puzzles have another seed than the benchmark's; none is in the
 benchmark's sets. A folder that holds the first stage is gone on with.
 """
 
