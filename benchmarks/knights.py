@@ -7,7 +7,7 @@ stages, as the pocket model was: first on the worked solutions that workbench/ta
 writes, until its greedy accuracy reaches --enough; then, for --habit-steps, on puzzles most of
 which are answered at once, with roles drawn by chance. What is left is a skill that it samples in
 one completion of twenty. Its puzzles have another seed than the benchmark's; none is in the
-benchmark's sets. A folder that holds the first stage is gone on with.
+benchmark's sets. The first stage stays in OUT-skill and is not made again.
 """
 
 from __future__ import annotations
