@@ -142,7 +142,8 @@ def outcome(job: Job, work: Path) -> Outcome:
     warnings = [f for f in report.diagnosis.findings if f.severity != "note"]
     warnings.sort(key=lambda f: f.step)
     named = [f for f in warnings if f.detector in EXPECTED.get(job.preset, ())]
-    accuracy = run.frame("metrics")[["step", "eval/accuracy"]].dropna()
+    # a run that a fault stops in its first step has no accuracy
+    accuracy = run.frame("metrics").reindex(columns=["step", "eval/accuracy"]).dropna()
     best, halved = 0.0, None
     for step, value in accuracy.itertuples(index=False):
         if halved is None and best > 0 and value <= best / 2:

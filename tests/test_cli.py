@@ -228,3 +228,12 @@ def test_help_and_show_do_not_load_torch(
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "run" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "workbench", "plan", "--preset", "pocket"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

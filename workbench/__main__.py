@@ -6,7 +6,8 @@
     python -m workbench doctor runs/x
 
 Exit codes: 0 done, 2 something the user can put right (said in one line on stderr), 130 interrupted
-(the run is saved and the command that goes on with it is printed). `doctor` has its own: 0 nothing
+(the run is saved and the command that goes on with it is printed), 141 the reader of a pipe has
+gone. `doctor` has its own: 0 nothing
 but notes found, 1 warnings, 2 something critical, or nothing to look at (said on stderr); of
 settings: 0 they fit the machine, 1 just about, 2 not.
 """
@@ -14,6 +15,7 @@ settings: 0 they fit the machine, 1 just about, 2 not.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # torch and the like are imported where they are needed, so t
     from workbench.session import Session
 
 INTERRUPTED = 130
+NO_READER = 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from workbench.store import RunFolderError
 
     try:
-        return options.command(options)
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read on has seen enough: `… doctor runs/x | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
     except (ConfigError, RunFolderError) as error:
         return _fail(error)
     except KeyboardInterrupt:
