@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
+import gradio as gr
 import pandas as pd
 import pytest
 
@@ -13,7 +14,9 @@ from tests.hostile import STRINGS
 from workbench.config import KNOBS, RunConfig
 from workbench.config.run import MethodName
 from workbench.evaluation.evaluate import comparison_frame, score_frame
+from workbench.session import Session
 from workbench.store import RunStore
+from workbench.ui import run
 from workbench.ui.absent import absent, used_knobs
 from workbench.ui.evaluations import comparison_table, problem_table, score_table, written
 from workbench.ui.read_only import ReadOnlySession, only_to_read
@@ -106,3 +109,19 @@ def test_what_each_policy_wrote_is_shown_as_text_greedy_first() -> None:
     at = [shown.index(f"{policy} p/1 {n} ") for policy in ("joint", "off") for n in (-1, 0, 1)]
     assert at == sorted(at) and "p/0" not in shown
     assert "<img" not in shown
+
+
+def test_the_first_draw_leaves_alone_what_is_being_typed(tmp_path: Path) -> None:
+    """Two are under way while a page opens, and the second may end seconds later."""
+    with Session(preset("bridge"), tmp_path / "run") as session:
+        with gr.Blocks():
+            view = run.build(session)
+        opened = {component: component.value for component in view.inputs}
+
+        def set_fields() -> dict[str, float]:
+            named = {getattr(c, "elem_id", None) or "": v for c, v in view.draw(opened).items()}
+            return {name: value for name, value in named.items() if name.startswith("knob-")}
+
+        assert set_fields() == {}
+        session.set(rl_weight=0.7)
+        assert set_fields()["knob-rl_weight"] == 0.7

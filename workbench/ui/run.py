@@ -76,7 +76,8 @@ def build(session: Session) -> View:
             )
             help_text(COSTS_HELP)
             costs = live_table(460, "probe-costs")
-    seen_settings, seen_findings, offered = gr.State(""), gr.State(""), gr.State(0)
+    settings = [session.config.get(name) for name in knobs]  # what the fields are made with
+    seen_settings, seen_findings, offered = gr.State(repr(settings)), gr.State(""), gr.State(0)
 
     because = dict.fromkeys(figures, lacks.rollouts)
     because |= {"gain": lacks.gain, "loss": "", "accuracy": "", "grad_norm": ""}
@@ -97,9 +98,9 @@ def build(session: Session) -> View:
         if listed != values[seen_findings]:  # else: leave open what was opened
             updates[findings] = updates[seen_findings] = listed
             updates |= about.update(found)
-        settings = repr([session.config.get(name) for name in knobs])
-        if settings != values[seen_settings]:  # else: leave what is being typed
-            updates[seen_settings] = settings
+        now = repr([session.config.get(name) for name in knobs])
+        if now != values[seen_settings]:  # else: leave what is being typed
+            updates[seen_settings] = now
             updates |= {field: session.config.get(name) for name, field in knobs.items()}
         return updates
 
