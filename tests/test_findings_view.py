@@ -125,3 +125,29 @@ def test_curves_mark_onsets_on_the_panel_of_the_metric_and_warnings_on_the_rewar
     assert marks("length") == []
     (first, *_) = plots.curves(healthy(), "kl", None, told).layout.annotations
     assert first.hovertext == "warning: &lt;b&gt;&#36;x&#36;"
+
+
+def marks(*findings: Finding) -> list[tuple[float, str, str]]:
+    """The triangles on the panel "kl": step, colour, what hovering says."""
+    figure = plots.curves(healthy(200), "kl", findings=frame(*findings))
+    assert len(figure.layout.shapes) == len(figure.layout.annotations)
+    assert [shape.x0 for shape in figure.layout.shapes] == [a.x for a in figure.layout.annotations]
+    return [(a.x, a.font.color, a.hovertext) for a in figure.layout.annotations]
+
+
+def test_findings_of_a_step_share_a_mark_of_the_worst_ones_colour():
+    (critical,) = marks(finding("critical", 1))
+    (note,) = marks(finding("note", 7))
+    both = marks(finding("note", 7), finding("critical", 1), finding("critical", 7))
+    assert [x for x, _, _ in both] == [1, 7]
+    assert both[0][1] == both[1][1] == critical[1] != note[1]
+    assert both[1][2] == "note: note of step 7<br>critical: critical of step 7"
+    unknown = marks(finding("fatal", 5), finding("note", 7))
+    assert [colour for _, colour, _ in unknown] == [note[1], note[1]]
+
+
+def test_of_many_findings_the_worst_and_the_earliest_are_marked():
+    found = [finding("note", step) for step in range(1, 100)]
+    found += [finding("critical", step) for step in (90, 150, 160)]
+    steps = [x for x, _, _ in marks(*found)]
+    assert steps == [*range(1, 28), 90, 150, 160]

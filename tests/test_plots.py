@@ -122,7 +122,7 @@ def test_a_long_run_is_thinned_to_its_extremes_and_loses_no_spike() -> None:
     assert len(x) <= 602 and (x[0], x[-1]) == (1, 5000)
     assert (metrics["entropy"].to_numpy()[x - 1] == y).all()
     assert y.max() == 9.0 and (np.diff(x) > 0).all()
-    assert figure.layout.title.text == "Entropy, extremes of each 17 steps"
+    assert figure.layout.title.text == "Entropy, thinned to extremes"
 
 
 @pytest.fixture(scope="module")

@@ -336,6 +336,10 @@ class Session(Looking, Inspecting, Travelling):
         """
         return self.reader.frame(name, history)
 
+    def overview(self, name: str) -> pd.DataFrame:
+        """A table to draw from again and again, of bounded size; see `Run.overview`."""
+        return self.reader.overview(name)
+
     def record(self, step: int) -> StepRecord:
         """All that a finished step measured."""
         return self.reader.record(step)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from random import Random
 
-import pandas as pd
 import pytest
 
-from tests.frames import make_records
 from workbench.config import RunConfig
 from workbench.records import CommandRow
-from workbench.store import RunFolderError, RunStore, frames, open_run, schema
+from workbench.store import RunFolderError, RunStore, open_run
 
 
 def set_command(step: int, value: float, outcome: str = "done") -> CommandRow:
@@ -174,42 +172,3 @@ def test_a_fork_at_a_wrong_place_is_refused(tmp_path, parent):
     with pytest.raises(RunFolderError, match="parent exists already"):
         parent.fork(parent.path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
-
-
-@pytest.mark.parametrize("at_once", [2, frames.AT_ONCE])
-def test_frames_that_read_on_are_those_that_read_all(at_once, tmp_path, monkeypatch):
-    """After steps, metrics added or replaced later, and rewinds, looked at now and then."""
-    monkeypatch.setattr(frames, "AT_ONCE", at_once)
-    records = make_records(9)
-    with RunStore.create(tmp_path / "run", RunConfig()) as store:
-        looking = open_run(store.path)
-
-        def check():
-            whole = open_run(store.path)
-            for name in ("metrics", *schema.STEP_ROWS):
-                pd.testing.assert_frame_equal(looking.frame(name), whole.frame(name))
-                history = whole.frame(name, history=True)
-                pd.testing.assert_frame_equal(looking.frame(name, history=True), history)
-                live = history[history["live"]].drop(columns=frames.MARKS)
-                if name != "metrics":  # whose superseded rows may have columns of their own
-                    pd.testing.assert_frame_equal(whole.frame(name), live.reset_index(drop=True))
-
-        check()
-        for record in records[:3]:
-            store.append(record)
-        check()
-        for value in (1.0, 2.0):  # the second takes the first one's row number
-            store.add_metrics(2, {"late": value})
-            check()
-        store.append(records[3])
-        store.add_metrics(4, {"kl": 7.0})
-        check()
-        own = looking.frame("gain")  # a caller may change it
-        own["gain"] = 0.0
-        store.append(records[4])
-        check()
-        store.rewind(2)
-        check()
-        for record in records[2:6]:
-            store.append(record)
-            check()

@@ -158,7 +158,7 @@ def execute(job: Job) -> Outcome:
         going = True
         while going:
             last = session.step_number
-            going = last < job.steps and not _spent(job.budget, session.frame("metrics"))
+            going = last < job.steps and not _spent(job.budget, session)
             if last not in accuracy and (last in job.checkpoints or not going):
                 accuracy[last] = _evaluate(session, hard=job.kind == "report")
                 _write(kept, accuracy)
@@ -181,9 +181,10 @@ def execute(job: Job) -> Outcome:
     return outcome
 
 
-def _spent(budget: Budget, metrics: pd.DataFrame) -> bool:
-    if budget.kind == "steps" or metrics.empty:
+def _spent(budget: Budget, session: Session) -> bool:
+    if budget.kind == "steps" or session.step_number == 0:
         return False
+    metrics = session.frame("metrics")
     used = generated_tokens(metrics) if budget.kind == "tokens" else training_seconds(metrics)
     return float(used.sum()) >= budget.amount
 

@@ -30,7 +30,7 @@ from workbench.plots.coordinator import (
     singular_values,
     singular_values_over_time,
 )
-from workbench.plots.curves import PANELS, Line, Panel, curves, mark_commands, phase_seconds
+from workbench.plots.curves import PANELS, Line, Panel, curves, phase_seconds
 from workbench.plots.data import length_histogram
 from workbench.plots.demonstrations import demonstration_visits
 from workbench.plots.gain import (
@@ -39,8 +39,10 @@ from workbench.plots.gain import (
     gain_heatmap,
     gain_over_time,
     gain_shares,
+    newest_gain,
     verdicts,
 )
+from workbench.plots.marks import mark_commands
 from workbench.plots.replay import layer_norms, update_sizes
 from workbench.plots.tokens import (
     COLOURINGS,
@@ -82,6 +84,7 @@ __all__ = [
     "logprob_difference",
     "mark_commands",
     "method_curves",
+    "newest_gain",
     "norm_ratio",
     "overlaid_runs",
     "phase_seconds",

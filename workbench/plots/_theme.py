@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.extremes import extremes
+
 JOINT = "#0a86cf"
 """The joint policy θ+w, and anything that helps."""
 BASELINE = "#e69f00"
@@ -167,13 +169,8 @@ def thinned(
     if len(rows) <= most:
         return rows, ""
     each = -(-2 * len(columns) * len(rows) // most)
-    group = np.arange(len(rows)) // each
-    kept = {0, len(rows) - 1}
-    for column in columns:
-        values = pd.Series(rows[column].to_numpy(dtype=float)).dropna()
-        by_group = values.groupby(group[values.index])
-        kept |= {*by_group.idxmin(), *by_group.idxmax()}
-    return rows.iloc[sorted(kept)], f", extremes of each {each} steps"
+    kept = extremes(rows, columns, np.arange(len(rows)) // each)
+    return rows.iloc[kept], ", thinned to extremes"
 
 
 def room_for_labels(drawn: go.Figure) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -23,11 +23,8 @@ from workbench.plots._theme import (
     thinned,
     whole_steps,
 )
+from workbench.plots.marks import mark_commands, mark_findings
 from workbench.records import PHASES, SET_ACCURACY
-
-SEVERITY_COLOURS = {"note": MUTED, "warning": "#e69f00", "critical": AGAINST}
-MARKED = ("set", "set_aside", "take_back", "rewind", "fork")
-"""Commands drawn on the curves; run, pause and save change no number."""
 
 SPIKE = 30.0
 """Times the median from which on a value flattens all others on a linear axis."""
@@ -288,83 +285,6 @@ def wilson(share: pd.Series, n: pd.Series) -> tuple[pd.Series, pd.Series]:
     z = 1.96**2 / n
     middle, half = share + z / 2, (z * share * (1 - share) + z**2 / 4) ** 0.5
     return (middle - half) / (1 + z), (middle + half) / (1 + z)
-
-
-def mark_commands(drawn: go.Figure, commands: pd.DataFrame) -> None:
-    """Mark what was done to a run as dashed vertical lines with labels.
-
-    `commands`: frame "commands". One line a step; a command stands between the step it followed
-    and the next one.
-    """
-    done = commands[commands["name"].isin(MARKED) & (commands["outcome"] == "done")]
-    shapes, annotations = [], []
-    for step, rows in done.groupby("step"):
-        label = ", ".join(
-            _command_label(name, arguments)
-            for name, arguments in zip(rows["name"], rows["arguments"], strict=True)
-        )
-        x = int(step) + 0.5
-        shapes.append(
-            {
-                "type": "line",
-                "x0": x,
-                "x1": x,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"color": MUTED, "width": 1, "dash": "dash"},
-            }
-        )
-        annotations.append(
-            {
-                "x": x,
-                "y": 1,
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "top",
-                "text": show(label, 28),
-                "hovertext": show(label),
-                "showarrow": False,
-                "textangle": 90,
-                "font": {"size": 10, "color": MUTED},
-            }
-        )
-    drawn.update_layout(shapes=shapes, annotations=annotations)
-
-
-def mark_findings(
-    drawn: go.Figure, findings: pd.DataFrame, columns: Collection[str] | None = None
-) -> None:
-    """Mark findings at their onset by a dotted line and a triangle at the foot, with the sentence.
-
-    `findings`: frame "findings". columns: only those whose evidence names one of these metrics;
-    None: all but notes.
-    """
-    for row in findings.to_dict("records"):
-        about = row["evidence"].get("metric")
-        if about not in columns if columns is not None else row["severity"] == "note":
-            continue
-        x, colour = row["since"] or row["step"], SEVERITY_COLOURS.get(row["severity"], MUTED)
-        drawn.add_shape(
-            type="line", x0=x, x1=x, y0=0, y1=1, yref="paper",
-            line={"color": colour, "width": 1, "dash": "dot"},
-        )  # fmt: skip
-        drawn.add_annotation(
-            x=x,
-            y=0,
-            yref="paper",
-            yanchor="bottom",
-            text="▲",
-            hovertext=show(f"{row['severity']}: {row['message']}"),
-            showarrow=False,
-            font={"size": 11, "color": colour},
-        )
-
-
-def _command_label(name: str, arguments: dict[str, object]) -> str:
-    if name == "set":
-        return " ".join(f"{key}={value}" for key, value in arguments.items())
-    return " ".join([name.replace("_", " "), *(str(value) for value in arguments.values())])
 
 
 def phase_seconds(metrics: pd.DataFrame, most_steps: int = 150) -> go.Figure:

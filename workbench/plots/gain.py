@@ -61,6 +61,20 @@ def verdicts(gain: pd.DataFrame) -> pd.Series:
     return verdict
 
 
+def newest_gain(
+    gain: pd.DataFrame, estimator: Literal["paired", "shared"] = "paired", most_steps: int = 150
+) -> pd.DataFrame:
+    """The newest gain of each prompt with its column `verdict`, the largest first.
+
+    `gain`: frame "gain". Only of prompts measured in the newest `most_steps` measured steps, like
+    the heat map: a gain before them is of a policy long gone.
+    """
+    chosen, _ = newest(gain[gain["estimator"] == estimator], most_steps)
+    chosen = chosen.assign(verdict=verdicts(chosen)).sort_values("step", kind="stable")
+    chosen = chosen.drop_duplicates("prompt_id", keep="last")
+    return chosen.sort_values("gain", ascending=False, kind="stable")
+
+
 def _hover(row: Any) -> str:
     text = (
         f"<b>{paragraph(row.prompt, 48, 3)}</b><br>step {row.step}"

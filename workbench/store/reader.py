@@ -40,6 +40,7 @@ from workbench.store.folder import (
     reading,
 )
 from workbench.store.frames import live
+from workbench.store.overview import Overview
 
 
 def open_run(path: str | Path) -> Run:
@@ -60,7 +61,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._live = frames.LiveFrames()
+        self._overview = Overview()
 
     @property
     def name(self) -> str:
@@ -173,14 +174,27 @@ class Run:
             elif name in schema.EVENT_ROWS:
                 frame = frames.rows(database, name, "1")
             elif name == "metrics":
-                frame = frames.metrics(database) if history else self._live.metrics(database)
-            elif history:
-                frame = frames.rows(database, name, "1")
+                frame = frames.metrics(database, history)
             else:
-                frame = self._live.rows(database, name)
+                frame = frames.rows(database, name, "1" if history else live(name))
         if history:
             return frame
         return frame.drop(columns=["timeline"] if name in schema.EVENT_ROWS else frames.MARKS)
+
+    def overview(self, name: str) -> pd.DataFrame:
+        """What to draw `frame(name)` from, again and again: each look reads only what is new.
+
+        metrics: all steps, in single precision. gain, alignment, coordinator: all rows of the
+        newest steps; where a run is long, of the steps before `attrs["whole_from"]` those at which
+        a curve of its figures is highest or lowest in its stretch. demonstrations: all. What is
+        kept in memory for it grows with the metrics and demonstrations alone.
+
+        Raises RunFolderError for another name.
+        """
+        if name not in (known := ("metrics", *schema.STEP_ROWS)):
+            raise RunFolderError(f"no overview of {name!r}; there are {', '.join(known)}")
+        with self._reading() as database:
+            return self._overview.frame(database, name)
 
     def rollouts(self, step: int) -> pd.DataFrame:
         """The rollouts of one live step, as in frame("rollouts").

@@ -18,6 +18,8 @@ from workbench.ui.parts import (
     help_text,
     lacking,
     live_plot,
+    page,
+    thinned_note,
 )
 
 TITLE = "Gradient alignment"
@@ -78,6 +80,7 @@ def build(session: Session) -> View:
             elem_id="reveal",
             scale=1,
         )
+    note = page()
     with gr.Row():
         over_time = live_plot(290, "plot-cosine", _HINTS["plot-cosine"])
         by_layer = live_plot(290, "plot-cosine-layers", _HINTS["plot-cosine-layers"])
@@ -91,10 +94,12 @@ def build(session: Session) -> View:
     ledger = LedgerView(session, reveal, scatter)
 
     def draw(values: Values) -> Updates:
-        alignment, demonstrations = session.frame("alignment"), session.frame("demonstrations")
+        alignment = session.overview("alignment")
+        demonstrations = session.overview("demonstrations")
         chosen = _PARTS[values[part]]
         dots = plots.demonstrations_scatter(demonstrations, reveal_quality=values[reveal])
         return {
+            note: thinned_note(alignment),
             over_time: figure_json(plots.alignment_over_time(alignment, chosen), why),
             by_layer: figure_json(plots.alignment_heatmap(alignment, chosen), why),
             ratio: figure_json(plots.norm_ratio(alignment), why),
@@ -104,7 +109,7 @@ def build(session: Session) -> View:
             spread: figure_json(plots.demonstrations_over_time(demonstrations), why),
         } | ledger.draw(values[ledger.picked], values[reveal])
 
-    outputs = {over_time, by_layer, ratio, conflict, signal, scatter, spread}
+    outputs = {note, over_time, by_layer, ratio, conflict, signal, scatter, spread}
     outputs |= {ledger.table, ledger.detail, ledger.visits}
     view = View({part, reveal, ledger.picked}, outputs, draw)
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

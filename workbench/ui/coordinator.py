@@ -24,6 +24,7 @@ from workbench.ui.parts import (
     pair,
     prompt_block,
     quiet,
+    thinned_note,
     told,
     whole,
 )
@@ -115,6 +116,7 @@ def build(session: Session) -> View:
         with gr.Column(scale=3, min_width=320):
             texts = page(quiet("Press Compare: the texts appear here side by side."), "effect")
             bars = live_plot(250, "plot-difference", _HINTS["plot-difference"])
+    note = page()
     with gr.Row():
         norms = live_plot(320, "plot-coordinator-norms", _HINTS["plot-coordinator-norms"])
         spectrum = live_plot(320, "plot-singular-values", _HINTS["plot-singular-values"])
@@ -138,8 +140,9 @@ def build(session: Session) -> View:
     hinted = gr.State(False)
 
     def draw(values: Values) -> Updates:
-        coordinator = session.frame("coordinator")
+        coordinator = session.overview("coordinator")
         updates: Updates = {
+            note: thinned_note(coordinator),
             norms: figure_json(plots.coordinator_norms(coordinator), why),
             spectrum: figure_json(plots.singular_values(coordinator), why),
             ranks: figure_json(plots.effective_ranks(coordinator), why),
@@ -208,7 +211,7 @@ def build(session: Session) -> View:
     ask_ablation.click(told(measure_ablation), None, ablation, **wire)
     view = View(
         {hinted, module},
-        {norms, spectrum, ranks, module, history, hinted, bars, dose, ablation},
+        {note, norms, spectrum, ranks, module, history, hinted, bars, dose, ablation},
         draw,
     )
     module.input(draw, view.inputs, view.outputs, show_progress="hidden", api_visibility="private")

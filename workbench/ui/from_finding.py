@@ -13,6 +13,8 @@ from workbench.ui.parts import Updates, card, page, prompt_block, quiet, told
 
 MOST = 6
 """Samples shown."""
+MOST_CHOICES = 40
+"""Findings to choose from: the newest."""
 
 
 class FromFinding:
@@ -61,7 +63,7 @@ class FromFinding:
         keyed = findings[findings["live"] & (findings["key"] != "")]
         choices = [
             (f"{row.detector}, since step {row.since}", row.key)
-            for row in keyed.iloc[::-1].itertuples()
+            for row in keyed.iloc[: -MOST_CHOICES - 1 : -1].itertuples()
         ]
         newest = choices[0][1] if choices else None
         return {

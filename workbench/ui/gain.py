@@ -30,6 +30,7 @@ from workbench.ui.parts import (
     prompt_block,
     quiet,
     table_json,
+    thinned_note,
     told,
 )
 
@@ -97,6 +98,7 @@ def build(session: Session) -> View:
             "Measure the paired gain now", elem_id="measure-gain", size="md", scale=1, min_width=240
         )
     measured = gr.State(None)
+    note = page()
     with gr.Row():
         over_time = live_plot(270, "plot-gain-time", _HINTS["plot-gain-time"])
         shares = live_plot(270, "plot-gain-shares", _HINTS["plot-gain-shares"])
@@ -110,14 +112,15 @@ def build(session: Session) -> View:
             detail = page(quiet("Click a prompt to see its rollouts side by side."), "gain-detail")
 
     def draw(values: Values) -> Updates:
-        gain = session.frame("gain")
+        gain = session.overview("gain")
+        updates: Updates = {note: thinned_note(gain)}
         kind = values[estimator]
         newest = values[measured]
         if newest is not None:
             fresh = pd.DataFrame(newest)
             known = gain[(gain["estimator"] != "paired") | ~gain["step"].isin(fresh["step"])]
             gain = pd.concat([known, fresh], ignore_index=True) if len(known) else fresh
-        return {
+        return updates | {
             over_time: figure_json(plots.gain_over_time(gain), why),
             shares: figure_json(plots.gain_shares(gain, kind), why),
             heatmap: figure_json(plots.gain_heatmap(gain, kind, rows=values[rows]), why),
@@ -125,7 +128,8 @@ def build(session: Session) -> View:
             table: gain_table(gain, kind, why),
         }
 
-    view = View({estimator, rows, measured}, {over_time, shares, heatmap, by_prompt, table}, draw)
+    drawn = {note, over_time, shares, heatmap, by_prompt, table}
+    view = View({estimator, rows, measured}, drawn, draw)
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     for control in (estimator, rows):
         control.input(draw, view.inputs, view.outputs, **quietly)
@@ -168,9 +172,7 @@ def gain_table(
 
     `because`: why there is none for good, if there is none.
     """
-    chosen = gain[gain["estimator"] == estimator].assign(verdict=plots.verdicts(gain))
-    chosen = chosen.sort_values("step", kind="stable").drop_duplicates("prompt_id", keep="last")
-    chosen = chosen.sort_values("gain", ascending=False, kind="stable")
+    chosen = plots.newest_gain(gain, estimator)
     rows = [
         (
             row.prompt.strip(),

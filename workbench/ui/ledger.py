@@ -10,7 +10,7 @@ import gradio as gr
 import pandas as pd
 
 from workbench import plots
-from workbench.probes.ledger import suspects
+from workbench.probes.ledger import ledger, suspects
 from workbench.records import AnswerRow
 from workbench.session import Session
 from workbench.ui.parts import (
@@ -166,13 +166,13 @@ class LedgerView:
     def draw(self, picked: str, show_quality: bool) -> Updates:
         """The table, and the demonstration that was picked, for what the run holds now."""
         aside = set(self.session.config.get("set_aside"))
-        ledger = self.session.ledger(self.answers)
-        updates: Updates = {self.table: ledger_table(ledger, aside, show_quality)}
+        found = ledger(self.session.overview("demonstrations"), self.answers)
+        updates: Updates = {self.table: ledger_table(found, aside, show_quality)}
         return updates | self.shown(picked, show_quality)
 
     def shown(self, picked: str, show_quality: bool) -> Updates:
         """One demonstration's text and visits."""
-        figure = plots.demonstration_visits(self.session.frame("demonstrations"), picked)
+        figure = plots.demonstration_visits(self.session.overview("demonstrations"), picked)
         updates: Updates = {self.visits: figure_json(figure)}
         if picked:
             answer = next((row for row in self.answers if row.demonstration_id == picked), None)
@@ -215,7 +215,7 @@ def demonstration_detail(
 
     answer: what the policy's rollouts said of its answer, where it was asked.
     """
-    visits = session.frame("demonstrations")
+    visits = session.overview("demonstrations")
     visits = visits[visits["demonstration_id"] == demonstration_id]
     if visits.empty:
         return quiet("The visits of that demonstration were undone by a rewind; click another.")

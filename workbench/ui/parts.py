@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 import plotly
 import plotly.graph_objects as go
 
@@ -153,6 +154,17 @@ def lacking(why: str) -> None:
     """A line at the top of a tab whose numbers a run does not have; nothing where it has them."""
     if why:
         page(f'<p class="wb-lacking">{html.escape(why)}</p>')
+
+
+def thinned_note(overview: pd.DataFrame) -> str:
+    """Says so where an overview lacks rows of older steps, as HTML; else nothing."""
+    whole_from = overview.attrs["whole_from"]
+    if not whole_from:
+        return ""
+    return quiet(
+        f"Of the steps before {whole_from} the figures show those at which a curve is highest or "
+        "lowest in its stretch. In a notebook Session.frame has them all."
+    )
 
 
 def first_metric(names: Sequence[str], wanted: str = "") -> str:

@@ -83,7 +83,7 @@ def build(session: Session) -> View:
     because |= {"gain": lacks.gain, "loss": "", "accuracy": "", "grad_norm": ""}
 
     def draw(values: Values) -> Updates:
-        metrics, commands = session.frame("metrics"), session.frame("commands")
+        metrics, commands = session.overview("metrics"), session.frame("commands")
         found = session.frame("findings")
         live, told = commands[commands["live"]], found[found["live"]]
         updates: Updates = {
