@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pandas as pd
 import pytest
 
 from workbench.config import RunConfig
@@ -63,6 +64,23 @@ def test_random_histories_equal_a_list_that_is_cut(seed, tmp_path, config, recor
         assert list(everything["live"]) == list(history["live"]), name
     for step, value in live:
         assert repr(run.record(step)) == repr(record(step, value, rollouts=1))
+
+
+def test_some_metrics_are_read_like_all_of_them(tmp_path, config, record):
+    with RunStore.create(tmp_path / "run", config) as store:
+        for step in (1, 2, 3):
+            store.append(record(step))
+        store.add_metrics(2, {"late": 5.0})
+        store.rewind(1)
+        store.append(record(2, 9.0))
+    run = open_run(tmp_path / "run")
+    assert run.metric_names() == ["reward", "kl", "gain/paired", "eval/accuracy", "late"]
+    for only in (["kl"], ["late", "nothing", "reward"], []):
+        for history in (False, True):
+            whole = run.frame("metrics", history)
+            wanted = ["step", *only, "timeline", "live"]
+            same = whole[[name for name in whole if name in wanted]]
+            pd.testing.assert_frame_equal(run.frame("metrics", history, only=only), same)
 
 
 def test_superseded_commands_stay_and_are_marked(tmp_path, config, record):

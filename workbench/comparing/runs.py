@@ -40,9 +40,7 @@ def config_differences(runs: Sequence[Run]) -> pd.DataFrame:
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
     """Metrics that any of the runs has."""
-    columns = [run.frame("metrics").columns for run in runs]
-    marks = {"step", "timeline", "live"}
-    return sorted({name for names in columns for name in names} - marks)
+    return sorted({name for run in runs for name in run.metric_names()})
 
 
 def newest_rollouts(run: Run, n_steps: int = NEWEST) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.plots._theme import COLORWAY, MUTED, empty, figure, show, whole_steps
+from workbench.plots._theme import COLORWAY, MUTED, empty, figure, show, thinned, whole_steps
 
 
 def branches(tree: pd.DataFrame, metrics: pd.DataFrame, metric: str = "reward") -> go.Figure:
@@ -36,6 +36,7 @@ def branches(tree: pd.DataFrame, metrics: pd.DataFrame, metric: str = "reward") 
         ):
             if points.empty:
                 continue
+            points, _ = thinned(points, [metric])
             drawn.add_trace(
                 go.Scatter(
                     x=points["step"].to_numpy(),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.plots._theme import COLORWAY, empty, figure, show
+from workbench.plots._theme import COLORWAY, empty, figure, show, thinned
 
 
 def method_curves(curves: pd.DataFrame, column: str, title: str, over: str = "step") -> go.Figure:
@@ -54,7 +54,7 @@ def overlaid_runs(frames: Mapping[str, pd.DataFrame], metric: str) -> go.Figure:
     drawn = figure(show(metric), y=show(metric))
     for i, (name, frame) in enumerate(frames.items()):
         if metric in frame:
-            measured = frame[["step", metric]].dropna()
+            measured, _ = thinned(frame[["step", metric]].dropna(), [metric])
             drawn.add_scatter(
                 x=measured["step"],
                 y=measured[metric],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -57,10 +57,12 @@ def recorded_steps(database: sqlite3.Connection, where: str) -> pd.DataFrame:
     )
 
 
-def metrics(database: sqlite3.Connection, history: bool) -> pd.DataFrame:
-    """All metrics with MARKS; `history`: superseded ones too."""
+def metrics(
+    database: sqlite3.Connection, history: bool, only: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Metrics with MARKS; `history`: superseded ones too; `only`: these, of those there are."""
     steps = recorded_steps(database, "1" if history else live("rollouts"))
-    values = Metrics(history)
+    values = Metrics(history, only=only)
     values.read(database)
     return values.frame().assign(**{mark: steps[mark] for mark in MARKS})
 
@@ -68,9 +70,16 @@ def metrics(database: sqlite3.Connection, history: bool) -> pd.DataFrame:
 class Metrics:
     """A row a recorded step, a column a metric, in the order they appeared. Reads on when asked."""
 
-    def __init__(self, history: bool = False, single: bool = False) -> None:
-        """history: superseded steps too; single: kept in single precision, half as large."""
+    def __init__(
+        self, history: bool = False, single: bool = False, only: Sequence[str] | None = None
+    ) -> None:
+        """history: superseded steps too; single: in single precision, half as large; only: these.
+
+        None: all.
+        """
         self._history, self._single = history, single
+        self._only = () if only is None else tuple(only)
+        self._wanted = "1" if only is None else f"name IN ({', '.join('?' for _ in only)})"
         self._steps = array("q")
         self._place: dict[tuple[int, int], int] = {}
         self._values: dict[str, array[float]] = {}
@@ -93,7 +102,8 @@ class Metrics:
         for row, step, timeline, name, value in database.execute(
             f"SELECT rowid, step, timeline, name, value FROM metrics "
             # the last row once more: one that replaces it takes its number
-            f"WHERE {where} AND rowid >= {self._last_value} ORDER BY rowid"
+            f"WHERE {where} AND {self._wanted} AND rowid >= {self._last_value} ORDER BY rowid",
+            self._only,
         ):
             if name not in self._values:
                 unknown = [np.nan] * len(self._steps)

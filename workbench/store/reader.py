@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from html import escape
@@ -155,14 +155,22 @@ class Run:
         }
         return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
-    def frame(self, name: str, history: bool = False) -> pd.DataFrame:
+    def metric_names(self) -> list[str]:
+        """Metrics that the run has measured, superseded ones too, in the order they appeared."""
+        with self._reading() as database:
+            query = "SELECT name FROM metrics GROUP BY name ORDER BY min(rowid)"
+            return [name for (name,) in database.execute(query)]
+
+    def frame(
+        self, name: str, history: bool = False, only: Sequence[str] | None = None
+    ) -> pd.DataFrame:
         """One table of the run, the live history only; `history` adds superseded rows.
 
         metrics: one row a step, `step` first, then a column a metric in the order they appeared;
         NaN where not measured. The others: a column a field of the row class in records.py; lists
         are Python lists, in rollouts NumPy arrays. commands and findings are always whole, with a
         column `live`. `history` adds the columns `timeline` (0: the first, +1 by each rewind) and
-        `live`.
+        `live`. `only`: of metrics those of these names that there are, which is read much faster.
 
         Raises RunFolderError for an unknown name.
         """
@@ -174,7 +182,7 @@ class Run:
             elif name in schema.EVENT_ROWS:
                 frame = frames.rows(database, name, "1")
             elif name == "metrics":
-                frame = frames.metrics(database, history)
+                frame = frames.metrics(database, history, only)
             else:
                 frame = frames.rows(database, name, "1" if history else live(name))
         if history:

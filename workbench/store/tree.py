@@ -6,7 +6,7 @@ steps before its first one are its parent's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -60,14 +60,14 @@ def run_tree(folder: str | Path) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def branch_metrics(folder: str | Path) -> pd.DataFrame:
+def branch_metrics(folder: str | Path, only: Sequence[str] | None = None) -> pd.DataFrame:
     """The metrics of every branch of `run_tree`, each step once: `node` first, then as `metrics`.
 
-    A branch has its own steps only; those before are its parent's.
+    A branch has its own steps only; those before are its parent's. `only`: as in `Run.frame`.
     """
     frames = []
     for run in family(folder):
-        metrics = run[0].frame("metrics", history=True)
+        metrics = run[0].frame("metrics", history=True, only=only)
         for branch in _branches(*run):
             own = metrics[metrics["timeline"] == branch.timeline]
             frames.append(own.drop(columns=["timeline", "live"]).assign(node=branch.node))
@@ -144,7 +144,7 @@ def _branches(run: Run, trunk: Run | None) -> Iterator[Branch]:
     made: dict[int, set[int]] = {timeline: set() for timeline in starts}
     for step, timeline in steps:
         made[timeline].add(step)
-    metrics = run.frame("metrics", history=True)
+    metrics = run.frame("metrics", history=True, only=("reward", "eval/accuracy"))
     last = max(starts)
     for timeline in sorted(t for t in starts if t >= first):
         from_step = starts[timeline] if timeline else 0

@@ -10,6 +10,7 @@ import pandas as pd
 from workbench import plots
 from workbench.session import Session
 from workbench.store import branch_metrics, run_tree
+from workbench.store.tree import family
 from workbench.ui.parts import (
     Column,
     Updates,
@@ -62,10 +63,12 @@ def build(session: Session) -> View:
     table = live_table(320, "branch-table")
 
     def draw(values: Values) -> Updates:
-        tree, metrics = run_tree(session.run_dir), branch_metrics(session.run_dir)
-        names = [n for n in metrics if n not in ("node", "step") and not n.startswith("seconds/")]
+        runs = [run for run, _ in family(session.run_dir)]
+        measured = dict.fromkeys(name for run in runs for name in run.metric_names())
+        names = [name for name in measured if not name.startswith("seconds/")]
         # the field begins with "reward"; what a person asks for is shown, also where it is empty
         shown = first_metric(names) if values[metric] == "reward" else values[metric]
+        tree, metrics = run_tree(session.run_dir), branch_metrics(session.run_dir, [shown])
         return {
             metric: gr.update(choices=names or ["reward"], value=shown),
             chart: figure_json(plots.branches(tree, metrics, shown)),

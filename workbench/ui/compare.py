@@ -95,7 +95,9 @@ def build(session: Session) -> View:
         metrics = metric_names(runs)
         shown = first_metric(metrics, values[metric])
         ends = [values[end] if values[end] in names else own for end in (first, second)]
-        frames = {name: run.frame("metrics") for name, run in zip(wanted, runs, strict=True)}
+        frames = {
+            name: run.frame("metrics", only=[shown]) for name, run in zip(wanted, runs, strict=True)
+        }
         return {
             chosen: gr.update(choices=names, value=wanted),
             metric: gr.update(choices=metrics, value=shown),
