@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.plots._theme import COLORWAY, empty, figure, show, thinned
+from workbench.plots._theme import COLORWAY, empty, figure, show, thinned, whole_steps
 
 
 def method_curves(curves: pd.DataFrame, column: str, title: str, over: str = "step") -> go.Figure:
@@ -50,21 +50,32 @@ def method_curves(curves: pd.DataFrame, column: str, title: str, over: str = "st
 
 
 def overlaid_runs(frames: Mapping[str, pd.DataFrame], metric: str) -> go.Figure:
-    """One metric of several runs, by run name; `frames`: their metrics frames."""
+    """One metric of several runs, by run name; `frames`: their metrics frames.
+
+    Of a few runs the first have the wider lines, so that they are seen under others like them.
+    """
     drawn = figure(show(metric), y=show(metric))
+    steps: list[int] = []
     for i, (name, frame) in enumerate(frames.items()):
-        if metric in frame:
-            measured, _ = thinned(frame[["step", metric]].dropna(), [metric])
-            drawn.add_scatter(
-                x=measured["step"],
-                y=measured[metric],
-                mode="lines",
-                name=show(name),
-                line={
-                    "color": COLORWAY[i % len(COLORWAY)],
-                    "dash": ("solid", "dot", "dash")[i // len(COLORWAY) % 3],
-                },
-            )
+        measured = frame[["step", metric]].dropna() if metric in frame else frame[:0]
+        if measured.empty:
+            continue
+        measured, _ = thinned(measured, [metric])
+        steps += [int(measured["step"].iloc[0]), int(measured["step"].iloc[-1])]
+        above = min(len(frames), 4) - 1 - i
+        drawn.add_scatter(
+            x=measured["step"],
+            y=measured[metric],
+            mode="lines+markers" if len(measured) <= 40 else "lines",
+            name=show(name),
+            line={
+                "color": COLORWAY[i % len(COLORWAY)],
+                "dash": ("solid", "dot", "dash")[i // len(COLORWAY) % 3],
+                "width": 2 + 1.5 * max(above, 0),
+            },
+            marker={"size": 4},
+        )
     if not drawn.data:
         return empty(show(metric), "None of the chosen runs has measured this.")
+    whole_steps(drawn, min(steps), max(steps))
     return drawn.update_layout(showlegend=True)
