@@ -65,6 +65,7 @@ def served(*flags: str) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=PATIENCE / 1000)
     assert process.returncode == 0, rest
+    assert "Traceback" not in rest, rest
     assert ("saved at step" in rest) != any(line.startswith("reading ") for line in said)
 
 

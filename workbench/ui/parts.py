@@ -208,12 +208,16 @@ def whole(value: float | None, field: str) -> int:
 
 
 def told(action: Callable[..., Any]) -> Callable[..., Any]:
-    """Show what a person did wrong as one line in the page, and change nothing."""
+    """What a component's event calls: what a person did wrong is one line in the page.
+
+    No updates are none: gradio takes an empty dict for a value.
+    """
 
     @functools.wraps(action)
     def guarded(*args: Any) -> Any:
         try:
-            return action(*args)
+            updates = action(*args)
+            return gr.skip() if updates == {} else updates
         except (SessionError, ConfigError, RunFolderError, ValueError) as error:
             gr.Warning(html.escape(str(error)))
             return gr.skip()
