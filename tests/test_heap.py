@@ -39,22 +39,6 @@ assert gc.get_freeze_count() > 1000
 assert pa.default_memory_pool().backend_name == "system"
 """
 
-SUMS_UP_SELDOM = """
-from workbench import heap
-
-heap.share()
-import gradio as gr
-
-with gr.Blocks() as app:
-    pass
-queue = app.queue()._queue
-queue.events_recorded = 900
-before = queue.cached_event_analytics_summary
-record = {"time": 0.0, "status": "success", "process_time": 0.1, "function": "tick"}
-assert queue.compute_analytics_summary([record] * 900) is before
-assert queue.ANALYTICS_MAX_EVENTS == 100
-"""
-
 
 @pytest.mark.skipif(heap._malloc_trim is None, reason="not glibc")
 def test_free_memory_between_kept_pieces_is_given_back_now_and_then() -> None:
@@ -70,7 +54,3 @@ def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap, "_malloc_trim", None)
     heap.share()
     heap.give_back()
-
-
-def test_gradio_does_not_sum_up_all_its_events_after_each() -> None:
-    subprocess.run([sys.executable, "-c", SUMS_UP_SELDOM], check=True)

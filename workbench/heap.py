@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import time
 from collections.abc import Callable
 
@@ -20,13 +19,7 @@ M_ARENA_MAX = -8
 
 
 def share() -> None:
-    """One heap for all threads that do not have their own yet: call it first of all. glibc only.
-
-    And gradio (6.31) is asked not to sum up its newest 10,000 events after each event, for a page
-    of its own that nobody looks at: an open page makes one a second.
-    """
-    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
-    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
+    """One heap for all threads that do not have their own yet: call it first of all. glibc only."""
     if _mallopt is not None:
         _mallopt(M_ARENA_MAX, 1)
 

@@ -152,3 +152,15 @@ def test_the_chosen_split_is_shown_though_the_first_draw_ends_last(
     finally:
         ended.set()
         app.close()
+
+
+def test_gradio_does_not_sum_up_all_its_events_after_each(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MAX_EVENTS", "CACHE_FREQUENCY"):
+        monkeypatch.delenv(f"GRADIO_ANALYTICS_{name}", raising=False)
+    queue = build_app(session)._queue
+    before, queue.events_recorded = queue.cached_event_analytics_summary, 900
+    event = {"time": 0.0, "status": "success", "process_time": 0.1, "function": "tick"}
+    assert queue.compute_analytics_summary([event] * 900) is before
+    assert queue.ANALYTICS_MAX_EVENTS == 100

@@ -6,6 +6,7 @@ browser remembers what it has been shown (two strings in gr.State); only the ope
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,10 @@ def build_app(session: Session) -> gr.Blocks:
             give_back()
 
         gr.Timer(5.0).tick(forget, None, None, **wire)
+    # gradio (6.31) would make a table of its newest 10,000 events after each one, for a page of its
+    # own that nobody opens: a page of ours makes an event a second
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     app.queue(default_concurrency_limit=4)
     return app
 
