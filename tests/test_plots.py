@@ -13,6 +13,7 @@ from plotly.utils import PlotlyJSONEncoder
 
 from tests.frames import frames, make_records
 from workbench import plots
+from workbench.plots._theme import log_axis
 
 MADE = frames(make_records(20))
 
@@ -122,7 +123,7 @@ def test_a_long_run_is_thinned_to_its_extremes_and_loses_no_spike() -> None:
     assert len(x) <= 602 and (x[0], x[-1]) == (1, 5000)
     assert (metrics["entropy"].to_numpy()[x - 1] == y).all()
     assert y.max() == 9.0 and (np.diff(x) > 0).all()
-    assert figure.layout.title.text == "Entropy, thinned to extremes"
+    assert figure.layout.title.text == "Entropy, thinned"
 
 
 @pytest.fixture(scope="module")
@@ -402,3 +403,19 @@ def test_a_difference_strip_marks_where_the_texts_part() -> None:
     assert "+0.5000" in span and "KL" not in span
     ended = plots.difference_strip(["a"], [], [], 1)
     assert "this one ends" in ended
+
+
+@pytest.mark.parametrize(
+    ("values", "dtick"),
+    [
+        ([1, 900], "D2"),
+        ([0.02, 5e3], 1),
+        ([1e-9, 10], 2),
+        ([0, -1, np.nan, np.inf], "D2"),
+        ([], "D2"),
+    ],
+)
+def test_a_log_axis_has_a_tick_for_as_many_values_as_fit(values, dtick) -> None:
+    figure = go.Figure()
+    log_axis(figure, values)
+    assert figure.layout.yaxis.dtick == dtick and figure.layout.yaxis.type == "log"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,15 @@ def thinned(
         return rows, ""
     each = -(-2 * len(columns) * len(rows) // most)
     kept = extremes(rows, columns, np.arange(len(rows)) // each)
-    return rows.iloc[kept], ", thinned to extremes"
+    return rows.iloc[kept], ", thinned"
+
+
+def log_axis(drawn: go.Figure, values: Iterable[float]) -> None:
+    """A logarithmic y axis for such values: ticks at 1, 2 and 5 of few decades, at 1 of some."""
+    positive = [value for value in values if 0 < value < np.inf]
+    decades = np.log10(max(positive) / min(positive)) if positive else 0.0
+    ticks = "D2" if decades < 3 else int(np.ceil(decades / 6))
+    drawn.update_yaxes(type="log", exponentformat="power", dtick=ticks)
 
 
 def room_for_labels(drawn: go.Figure) -> None:

@@ -19,6 +19,7 @@ from workbench.plots._theme import (
     TEXT,
     empty,
     figure,
+    log_axis,
     newest,
     paragraph,
     room_for_labels,
@@ -209,7 +210,7 @@ def norm_ratio(alignment: pd.DataFrame) -> go.Figure:
                 )
             )
     drawn.add_hline(y=1, line={"color": MUTED, "width": 1})
-    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    log_axis(drawn, [value for trace in drawn.data for value in trace.y])
     drawn.update_layout(hovermode="x unified", showlegend=True)
     whole_steps(drawn, int(rows["step"].min()), int(rows["step"].max()))
     return drawn

@@ -18,6 +18,7 @@ from workbench.plots._theme import (
     SFT,
     empty,
     figure,
+    log_axis,
     newest,
     show,
     thinned,
@@ -219,7 +220,7 @@ def curves(
     if sum(line.in_legend for line in present) > 3:
         drawn.update_layout(margin={"t": 72})  # the legend takes two rows
     if panel.log or (panel.spiky and _flattened(metrics, present)):
-        drawn.update_yaxes(type="log", exponentformat="power", dtick=_log_ticks(metrics, present))
+        log_axis(drawn, pd.concat([metrics[line.column] for line in present]))
     if panel.share:
         drawn.update_yaxes(tickformat=".0%", rangemode="tozero")
     whole_steps(drawn, first, last)
@@ -236,14 +237,6 @@ def _flattened(metrics: pd.DataFrame, lines: Sequence[Line]) -> bool:
     values = pd.concat([metrics[line.column] for line in lines])
     positive = values[values > 0]
     return len(positive) > 0 and bool(positive.max() > SPIKE * positive.median())
-
-
-def _log_ticks(metrics: pd.DataFrame, lines: Sequence[Line]) -> str | int:
-    """Ticks at 1, 2 and 5 of each decade, at 1 alone where there are many decades."""
-    values = pd.concat([metrics[line.column] for line in lines])
-    positive = values[values > 0]
-    few = len(positive) == 0 or bool(positive.max() < 1e3 * positive.min())
-    return "D2" if few else 1
 
 
 def _each(metrics: pd.DataFrame, prefix: str) -> tuple[Line, ...]:

@@ -169,7 +169,7 @@ def gain_heatmap(
         )
     )
     room_for_labels(drawn)
-    drawn.update_xaxes(type="category", tickangle=0, showgrid=False)
+    drawn.update_xaxes(type="category", tickangle=0, nticks=12, showgrid=False)
     drawn.update_yaxes(showgrid=False)
     if rows == "prompt":
         drawn.update_yaxes(
@@ -314,7 +314,7 @@ def gain_shares(
                 )
             )
     drawn.update_layout(barmode="stack", bargap=0.1, hovermode="x unified")
-    drawn.update_xaxes(type="category", tickangle=0)
+    drawn.update_xaxes(type="category", tickangle=0, nticks=12)
     drawn.update_yaxes(range=[0, 1], tickformat=".0%")
     return drawn
 

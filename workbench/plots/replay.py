@@ -15,6 +15,7 @@ from workbench.plots._theme import (
     SFT,
     empty,
     figure,
+    log_axis,
     room_for_labels,
     show,
 )
@@ -56,7 +57,7 @@ def layer_norms(
 
 
 def _finish(drawn: go.Figure, beside: pd.DataFrame | None) -> None:
-    drawn.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    log_axis(drawn, [value for trace in drawn.data for value in trace.y])
     drawn.update_xaxes(type="category")
     room_for_labels(drawn)
     if beside is not None:

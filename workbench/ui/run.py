@@ -39,7 +39,8 @@ TITLE = "Run"
 HELP = (
     "Blue is the joint policy θ+w, orange the RL-only baseline θ̂+w. Blue above orange: the "
     "demonstrations help. A number describes the policy its step <b>started</b> from. Dashed "
-    "lines mark what you changed. Drag in a plot to zoom (it stays zoomed), double-click to go "
+    "lines mark what you changed. Of a long run a curve that is thinned keeps the highest and the "
+    "lowest value of each stretch. Drag in a plot to zoom (it stays zoomed), double-click to go "
     "back."
 )
 COSTS_HELP = (
