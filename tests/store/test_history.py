@@ -94,6 +94,7 @@ def test_superseded_commands_stay_and_are_marked(tmp_path, config, record):
         store.add_command(CommandRow(1, "rollouts", 0.0, "rewind", {"step": 1}, "done"))
         store.add_command(set_command(1, 0.3))
         assert store.live_commands("set") == [set_command(1, 0.1), set_command(1, 0.3)]
+    assert open_run(tmp_path / "run").events() == 5
     frame = open_run(tmp_path / "run").frame("commands")
     assert list(frame["name"]) == ["set", "set", "set", "rewind", "set"]
     assert list(frame["live"]) == [True, True, False, True, True]

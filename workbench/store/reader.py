@@ -126,6 +126,12 @@ class Run:
         with self._reading() as database:
             return schema.last_step(database)
 
+    def events(self) -> int:
+        """Commands and findings so far, superseded ones too: all rows of frames of these names."""
+        with self._reading() as database:
+            counts = (f'SELECT count(*) FROM "{table}"' for table in schema.EVENT_ROWS)
+            return sum(database.execute(query).fetchone()[0] for query in counts)
+
     def snapshot_steps(self) -> list[int]:
         """Steps of the live history that have a snapshot, ascending."""
         last = self.last_step()

@@ -146,5 +146,4 @@ def _leave_only_reading(app: gr.Blocks) -> None:
 
 def contents_key(session: Session) -> str:
     """Changes whenever a frame of the run does; phases within a step leave it as it is."""
-    rows = [len(session.frame(name)) for name in ("commands", "findings")]
-    return f"{session.reader.last_step()}/{rows}/{session.state}"
+    return f"{session.reader.last_step()}/{session.reader.events()}/{session.state}"
