@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 from playwright.sync_api import (
     Browser,
@@ -42,7 +43,10 @@ def chromium() -> str | None:
 
 @contextmanager
 def served(*flags: str) -> Iterator[str]:
-    """Run `python app.py` with flags; gives the page's address. Ctrl-C must end it well."""
+    """Run `python app.py` with flags; gives the page's address.
+
+    It must say no traceback while it is used, and Ctrl-C must end it well.
+    """
     process = subprocess.Popen(
         [sys.executable, "app.py", *flags],
         cwd=ROOT,
@@ -51,22 +55,32 @@ def served(*flags: str) -> Iterator[str]:
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     )
-    assert process.stdout is not None
-    said = []
-    try:
-        for line in process.stdout:
+    said: list[str] = []
+    opened = Event()
+
+    def listen() -> None:
+        for line in process.stdout or ():
             said.append(line)
-            if found := re.match(r"open (http\S+)/ ", line):
-                yield found[1]
-                break
-        else:
-            raise AssertionError("the app did not start:\n" + "".join(said))
+            if line.startswith("open http"):
+                opened.set()
+        opened.set()
+
+    listener = Thread(target=listen)
+    listener.start()
+    opened.wait()
+    try:
+        found = [match[1] for line in said if (match := re.match(r"open (http\S+)/ ", line))]
+        assert found, "the app did not start:\n" + "".join(said)
+        yield found[0]
+        used = "".join(said)
     finally:
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=PATIENCE / 1000)
-    assert process.returncode == 0, rest
-    assert "Traceback" not in rest, rest
-    assert ("saved at step" in rest) != any(line.startswith("reading ") for line in said)
+        listener.join(timeout=PATIENCE / 1000)
+        process.wait(timeout=PATIENCE / 1000)
+    everything = "".join(said)
+    assert process.returncode == 0, everything
+    assert "Traceback" not in used, used
+    assert ("saved at step" in everything) != ("\nreading " in f"\n{everything}")
 
 
 @contextmanager

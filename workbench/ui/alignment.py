@@ -107,7 +107,7 @@ def build(session: Session) -> View:
             signal: figure_json(plots.gain_signal(alignment), lacks.coordinator),
             scatter: figure_json(dots, why),
             spread: figure_json(plots.demonstrations_over_time(demonstrations), why),
-        } | ledger.draw(values[ledger.picked], values[reveal])
+        } | ledger.draw(values[ledger.picked], values[reveal], demonstrations)
 
     outputs = {note, over_time, by_layer, ratio, conflict, signal, scatter, spread}
     outputs |= {ledger.table, ledger.detail, ledger.visits}

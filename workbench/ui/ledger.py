@@ -111,7 +111,8 @@ class LedgerView:
         quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         def pick(show_quality: bool, event: gr.EventData) -> Updates:
-            return self.shown(event.value, show_quality) | {
+            visits = session.overview("demonstrations")
+            return self.shown(event.value, show_quality, visits) | {
                 self.picked: event.value,
                 decide: gr.update(visible=True),
             }
@@ -163,20 +164,25 @@ class LedgerView:
 
         export.click(told(exported), count, saved, **quietly).success(None, saved, js=_SAVE)
 
-    def draw(self, picked: str, show_quality: bool) -> Updates:
-        """The table, and the demonstration that was picked, for what the run holds now."""
-        aside = set(self.session.config.get("set_aside"))
-        found = ledger(self.session.overview("demonstrations"), self.answers)
-        updates: Updates = {self.table: ledger_table(found, aside, show_quality)}
-        return updates | self.shown(picked, show_quality)
+    def draw(self, picked: str, show_quality: bool, visits: pd.DataFrame | None = None) -> Updates:
+        """The table, and the demonstration that was picked, for what the run holds now.
 
-    def shown(self, picked: str, show_quality: bool) -> Updates:
+        visits: the overview "demonstrations" where it was read already.
+        """
+        if visits is None:
+            visits = self.session.overview("demonstrations")
+        aside = set(self.session.config.get("set_aside"))
+        table = ledger_table(ledger(visits, self.answers), aside, show_quality)
+        return {self.table: table} | self.shown(picked, show_quality, visits)
+
+    def shown(self, picked: str, show_quality: bool, visits: pd.DataFrame) -> Updates:
         """One demonstration's text and visits."""
-        figure = plots.demonstration_visits(self.session.overview("demonstrations"), picked)
-        updates: Updates = {self.visits: figure_json(figure)}
+        updates: Updates = {self.visits: figure_json(plots.demonstration_visits(visits, picked))}
         if picked:
             answer = next((row for row in self.answers if row.demonstration_id == picked), None)
-            updates[self.detail] = demonstration_detail(self.session, picked, show_quality, answer)
+            aside = picked in self.session.config.get("set_aside")
+            detail = demonstration_detail(visits, picked, show_quality, aside, answer)
+            updates[self.detail] = detail
         return updates
 
 
@@ -209,13 +215,17 @@ def ledger_table(ledger: pd.DataFrame, aside: set[str], show_quality: bool) -> s
 
 
 def demonstration_detail(
-    session: Session, demonstration_id: str, show_quality: bool, answer: AnswerRow | None = None
+    visits: pd.DataFrame,
+    demonstration_id: str,
+    show_quality: bool,
+    set_aside: bool,
+    answer: AnswerRow | None = None,
 ) -> str:
     """One demonstration, with its numbers at its newest visit, as HTML.
 
-    answer: what the policy's rollouts said of its answer, where it was asked.
+    visits: frame "demonstrations". answer: what the policy's rollouts said of its answer, where it
+    was asked.
     """
-    visits = session.overview("demonstrations")
     visits = visits[visits["demonstration_id"] == demonstration_id]
     if visits.empty:
         return quiet("The visits of that demonstration were undone by a rewind; click another.")
@@ -230,7 +240,7 @@ def demonstration_detail(
         note += f", {answer.other:.0%} to {answer.other_answer}" if answer.other_answer else ""
     if show_quality:
         note += f", hidden quality: {row['quality']}"
-    if demonstration_id in session.config.get("set_aside"):
+    if set_aside:
         note += "; set aside: no step draws it"
     body = prompt_block(row["prompt"]) + prompt_block(row["solution"])
     return card(demonstration_id, note, None, body)
