@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Any
@@ -81,7 +82,7 @@ class Metrics:
         self._only = () if only is None else tuple(only)
         self._wanted = "1" if only is None else f"name IN ({', '.join('?' for _ in only)})"
         self._steps = array("q")
-        self._place: dict[tuple[int, int], int] = {}
+        self._places: dict[tuple[int, int], int] = {}  # (step, timeline): place, with history
         self._values: dict[str, array[float]] = {}
         self._last_step, self._last_value = 0, 0
 
@@ -93,7 +94,8 @@ class Metrics:
             f"WHERE {where} AND rowid > {self._last_step} ORDER BY rowid"
         ).fetchall()
         for row, step, timeline in new:
-            self._place[step, timeline] = len(self._place)
+            if self._history:
+                self._places[step, timeline] = len(self._steps)
             self._steps.append(step)
             self._last_step = row
         for values in self._values.values():
@@ -109,13 +111,22 @@ class Metrics:
                 unknown = [np.nan] * len(self._steps)
                 self._values[name] = array("f" if self._single else "d", unknown)
             if value is not None:
-                self._values[name][self._place[step, timeline]] = self._fitting(value)
+                self._values[name][self._place(step, timeline)] = self._fitting(value)
             self._last_value = row
 
     def frame(self) -> pd.DataFrame:
         """A copy of what was read."""
         read = {"step": self._steps, **self._values}
         return pd.DataFrame({name: np.array(values) for name, values in read.items()})
+
+    def _place(self, step: int, timeline: int) -> int:
+        """Where a step's values are. Raises KeyError where it was not recorded."""
+        if self._history:
+            return self._places[step, timeline]
+        at = bisect_left(self._steps, step)  # live steps ascend
+        if self._steps[at : at + 1] != array("q", [step]):
+            raise KeyError(step)
+        return at
 
     def _fitting(self, value: float) -> float:
         """What single precision does not hold stays finite."""
