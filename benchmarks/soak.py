@@ -7,7 +7,7 @@ Starts `python app.py` on the pocket model with tiny batches, opens it in a head
 page asks for news all the time, and presses Run. Beside it the process's memory, threads and open
 file handles are read from /proc. Of each, the slope over the steps after a warm-up, with its 95 %
 interval: samples are averaged in 20 blocks, since neighbours are alike, and a line is fitted to
-those. Memory counts as flat where the interval holds 0 or the slope is below a kilobyte a step.
+those. Memory counts as flat where the interval holds 0 or reaches below a kilobyte a step.
 """
 
 from __future__ import annotations
