@@ -18,6 +18,8 @@ NAMES = ("metrics", *schema.STEP_ROWS)
 def assert_same(kept: pd.DataFrame, whole: pd.DataFrame) -> None:
     """Equal up to single precision in metrics, arrays for lists, and the dtype of texts."""
     assert list(kept) == list(whole) and len(kept) == len(whole)
+    for frame in (kept, whole):  # and not numpy's other integer of that size
+        assert frame["step"].dtype.type is np.int64
     for name in whole:
         if name == "singular_values":
             assert [list(values) for values in kept[name]] == list(whole[name])

@@ -116,8 +116,9 @@ class Metrics:
 
     def frame(self) -> pd.DataFrame:
         """A copy of what was read."""
-        read = {"step": self._steps, **self._values}
-        return pd.DataFrame({name: np.array(values) for name, values in read.items()})
+        steps = np.array(self._steps, dtype="int64")  # numpy takes "q" for another type of integer
+        values = {name: np.array(values) for name, values in self._values.items()}
+        return pd.DataFrame({"step": steps, **values})
 
     def _place(self, step: int, timeline: int) -> int:
         """Where a step's values are. Raises KeyError where it was not recorded."""

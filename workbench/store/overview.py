@@ -112,8 +112,10 @@ class _Table:
     def _series(self, column: schema.Column, texts: np.ndarray) -> pd.Series:
         values = self._values[column.name]
         if column.kind == "str":
-            values = texts[np.array(values)]
-        return pd.Series(values, dtype="object" if column.kind == "str" else column.dtype)
+            return pd.Series(texts[np.array(values)], dtype="object")
+        if column.kind != "json":
+            values = np.array(values, dtype=column.dtype)
+        return pd.Series(values, dtype=column.dtype)
 
     def _thin(self, curves: _Curves) -> None:
         """Keep the rows of the newest steps, and of the older ones those that hold an extreme."""
