@@ -31,17 +31,7 @@ def mark_commands(drawn: go.Figure, commands: pd.DataFrame) -> None:
             for name, arguments in zip(rows["name"], rows["arguments"], strict=True)
         )
         x = int(step) + 0.5
-        shapes.append(
-            {
-                "type": "line",
-                "x0": x,
-                "x1": x,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"color": MUTED, "width": 1, "dash": "dash"},
-            }
-        )
+        shapes.append(_line(x, MUTED, "dash"))
         annotations.append(
             {
                 "x": x,
@@ -78,17 +68,7 @@ def mark_findings(
     shapes, annotations = list(drawn.layout.shapes), list(drawn.layout.annotations)
     for x in sorted(chosen):
         colour = list(_COLOURS.values())[worst[x]]
-        shapes.append(
-            {
-                "type": "line",
-                "x0": x,
-                "x1": x,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"color": colour, "width": 1, "dash": "dot"},
-            }
-        )
+        shapes.append(_line(x, colour, "dot"))
         lines = [show(f"{row['severity']}: {row['message']}") for row in told[x]]
         annotations.append(
             {
@@ -103,6 +83,12 @@ def mark_findings(
             }
         )
     drawn.update_layout(shapes=shapes, annotations=annotations)
+
+
+def _line(x: float, colour: str, dash: str) -> dict[str, Any]:
+    """A vertical line over the whole height."""
+    line = {"color": colour, "width": 1, "dash": dash}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
 
 
 def _command_label(name: str, arguments: dict[str, object]) -> str:
