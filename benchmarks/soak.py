@@ -7,7 +7,7 @@ Starts `python app.py` on the pocket model with tiny batches, opens it in a head
 page asks for news all the time, and presses Run. Beside it the process's memory, threads and open
 file handles are read from /proc. Of each, the slope over the steps after a warm-up, with its 95 %
 interval: samples are averaged in 20 blocks, since neighbours are alike, and a line is fitted to
-those. Memory counts as flat where the interval holds 0 or reaches below a kilobyte a step.
+those. Memory counts as flat where the interval holds 0 or the slope is below a kilobyte a step.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def table(frame: pd.DataFrame, steps: int, warmup: float) -> tuple[str, bool]:
     tolerated = {"memory": 0.001, "threads": 0.001, "handles": 0.001}  # a step
     for name, unit in {"memory": " MB", "threads": "", "handles": ""}.items():
         rate, half = slope(settled, name)
-        flat &= rate - half <= tolerated[name]
+        flat &= rate - half <= 0 or rate <= tolerated[name]
         values = settled[name]
         lines.append(
             f"| {name}{unit and ',' + unit} | {values.iloc[0]:.0f} | {values.iloc[-1]:.0f} | "
