@@ -62,6 +62,25 @@ def test_every_setting_says_what_it_is() -> None:
                 assert field.description, f"{section.__name__}.{name}"
 
 
+def test_another_kind_of_task_begins_at_its_defaults() -> None:
+    """What all kinds have stays; the old kind's own settings are gone, the new one's can be set."""
+    mine = RunConfig.preset("qwen2.5-3b")
+    changed = mine.with_changes(kind="arithmetic", n_prompts=7)
+    assert changed.task == ArithmeticTaskConfig(
+        n_prompts=7, **{name: getattr(mine.task, name) for name in TaskSettings.model_fields}
+    )
+    assert RunConfig().with_changes(kind="dataset", data="x.jsonl").task.data == "x.jsonl"
+    same = RunConfig().with_changes(n_prompts=7).with_changes(kind="arithmetic")
+    assert same.task.n_prompts == 7
+    has = "data: no such setting of tasks of kind 'arithmetic'; kind 'dataset' has it"
+    with pytest.raises(ConfigError, match=has):
+        RunConfig().with_changes(data="x.jsonl")
+    with pytest.raises(ConfigError, match=f"task.{has}"):
+        RunConfig.parse({"task": {"kind": "arithmetic", "data": "x.jsonl"}})
+    with pytest.raises(ConfigError, match="task.kind: .*chess"):
+        RunConfig().with_changes(kind="chess")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -32,6 +32,7 @@ from workbench.config.tasks import (
     DatasetTaskConfig,
     GymTaskConfig,
     TaskConfig,
+    TaskSettings,
     ToolsTaskConfig,
 )
 from workbench.presets import PRESETS
@@ -144,17 +145,25 @@ class RunConfig(Section):
         """A copy with settings replaced, by leaf name: with_changes(base_lr=1e-5, seed=3).
 
         A whole section may be given too: with_changes(task={"kind": "dataset", "data": "x.jsonl"}).
-        Raises ConfigError where a name is unknown or a value does not fit.
+        A new `kind` of task keeps the settings that all kinds have; those of its own start at their
+        defaults. Raises ConfigError where a name is unknown or a value does not fit.
         """
         values = self.model_dump(mode="json")
         sections = self._leaf_sections()
+        if (kind := _TASKS.get(str(changes.get("kind")))) and kind is not type(self.task):
+            values["task"] = {
+                n: v for n, v in values["task"].items() if n in TaskSettings.model_fields
+            }
+            sections = {n: s for n, s in sections.items() if s != "task"}
+            sections |= dict.fromkeys(kind.model_fields, "task")
         for name, value in changes.items():
             if name in values:
                 values[name] = value.model_dump() if isinstance(value, BaseModel) else value
             elif name in sections:
                 values[sections[name]][name] = value
             else:
-                near = _suggest(name, [*values, *sections])
+                elsewhere = _elsewhere(name, str(changes.get("kind", self.task.kind)))
+                near = elsewhere or _suggest(name, [*values, *sections])
                 raise ConfigError(f"{_shown(name)}: no such setting{near}")
         return RunConfig.parse(values)
 
@@ -216,13 +225,13 @@ def _explain(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
         where = [_shown(str(part)) for part in problem["loc"]]
-        kinds = {get_args(t.model_fields["kind"].annotation)[0] for t in _TASK_TYPES}
-        where = [
-            p for i, p in enumerate(where) if not (i == 1 and where[0] == "task" and p in kinds)
-        ]
+        kind = where[1] if where[:1] == ["task"] and len(where) > 1 and where[1] in _TASKS else ""
+        where = [where[0], *where[2:]] if kind else where
         name = ".".join(where) or "config"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{name}: no such setting{_suggest(where[-1], _all_leaves())}")
+            elsewhere = _elsewhere(where[-1], kind) if kind else ""
+            near = _suggest(where[-1], _all_leaves())
+            lines.append(f"{name}: no such setting{elsewhere or near}")
         elif problem["type"] == "union_tag_invalid":
             kinds_said, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
             lines.append(f"{name}.kind: Input should be one of {kinds_said} (got {_shown(tag)!r})")
@@ -251,7 +260,14 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _elsewhere(name: str, kind: str) -> str:
+    """Which kind of task has a setting that this one has not; '' where none has."""
+    has = [repr(other) for other, task in _TASKS.items() if name in task.model_fields]
+    return f" of tasks of kind {kind!r}; kind {has[0]} has it" if has else ""
+
+
 _TASK_TYPES = (ArithmeticTaskConfig, GymTaskConfig, ToolsTaskConfig, DatasetTaskConfig)
+_TASKS = {get_args(task.model_fields["kind"].annotation)[0]: task for task in _TASK_TYPES}
 
 
 def _all_leaves() -> list[str]:
