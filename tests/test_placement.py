@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.tiny import (
     ChanceTask,
@@ -20,7 +22,7 @@ from workbench import placement
 from workbench.config import ConfigError, RunConfig
 from workbench.policy import Policy
 from workbench.records import StepRecord
-from workbench.sampling import completion_logits, pack, sample, token_logprobs
+from workbench.sampling import Noise, completion_logits, pack, sample, token_logprobs
 from workbench.training.gradients import sft_pass
 from workbench.training.trainer import Trainer
 
@@ -114,6 +116,45 @@ def test_generation_is_the_same_with_checkpointing(model: Path) -> None:
         )
         texts.append(done.token_ids)
     assert texts[0] == texts[1]
+
+
+def test_generation_casts_each_weight_once(model: Path) -> None:
+    """Not once a token; the text is the same, and passes with gradients follow as ever."""
+    policy = make_policy(small_config(model, compute_dtype="bfloat16"))
+    weights = {p.data_ptr() for p in (*policy.base.values(), *policy.coordinator.values())}
+
+    class Casts(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if operation is torch.ops.aten._to_copy.default and args[0].data_ptr() in weights:
+                self.seen += 1
+            return operation(*args, **(kwargs or {}))
+
+    def texts() -> tuple[list[list[int]], list[list[float]], int]:
+        with Casts() as casts:
+            done = sample(
+                policy.model,
+                policy.tokenizer,
+                [[5, 6, 7], [9, 4]],
+                noise=Noise(0, 1, "train"),
+                sequences=[0, 1],
+                end_ids=[],
+                max_new_tokens=6,
+                environments=None,
+            )
+        return done.token_ids, done.logprob, casts.seen
+
+    kept = texts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workbench.sampling.casts_kept", lambda model: nullcontext())
+        cast_again = texts()
+    assert kept[:2] == cast_again[:2]
+    assert 0 < kept[2] <= len(weights) and cast_again[2] == 6 * kept[2]
+    assert not torch.is_autocast_enabled("cpu")
+    batch = pack([[5, 6]], [[7, 8]], policy.pad_id, policy.device)
+    token_logprobs(completion_logits(policy.model, batch), batch).sum().backward()
+    assert all(p.grad is not None for p in policy.base.values())
 
 
 def test_bf16_computes_near_float32_and_leaves_the_weights_float32(model: Path) -> None:

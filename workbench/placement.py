@@ -9,9 +9,13 @@ cache, and dropout stays off. [ours]
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from time import perf_counter
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -48,13 +52,35 @@ class ForwardSettings:
         for layer in self._layers:
             layer.training = torch.is_grad_enabled()  # of the layer alone: dropout stays off
         if self._dtype != torch.float32:
-            self._entered = torch.autocast(self._device_type, dtype=self._dtype)
+            self._entered = self.autocast()
             self._entered.__enter__()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What a pass is computed under."""
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device_type, dtype=self._dtype)
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if self._entered is not None:
             self._entered.__exit__(None, None, None)
             self._entered = None
+
+
+@contextmanager
+def casts_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, autocast casts each weight once, not once a forward pass; weights must not change.
+
+    For generation, where a pass is one token. Same numbers; the casts are what the memory plan
+    calls weights in bf16. Inside, gradients must not be recorded: torch would not find them.
+    """
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    hooks = [getattr(hook, "__self__", None) for hook in inner._forward_pre_hooks.values()]
+    with ExitStack() as entered:
+        for settings in hooks:
+            if isinstance(settings, ForwardSettings):
+                entered.enter_context(settings.autocast())
+        yield
 
 
 class Offloading:
@@ -75,6 +101,13 @@ class Offloading:
                 _move(module, torch.device("cpu"))
         if name in self.parts:
             _move(self.parts[name], self.device)
+
+
+def time_when_done(device: torch.device) -> float:
+    """`perf_counter` in seconds, once the device has done what it was given: a GPU works behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
 
 
 def put(parameter: nn.Parameter, device: torch.device) -> None:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from workbench.config import ConfigError
+from workbench.placement import casts_kept
 from workbench.tasks.environment import ENVIRONMENT, POLICY, Environment
 from workbench.turns import Row, TurnEnds
 
@@ -198,18 +199,19 @@ def _take_turns(
     written = torch.tensor([len(row.token_ids) for row in rows], device=device)
     processor = _GumbelArgmax(noise, streams, written, width, temperature)
     turns = TurnEnds(rows, tokenizer, list(end_ids), width, longest)
-    output = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=GenerationConfig(
-            max_new_tokens=max(turns.room),
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=list(end_ids),
-        ),
-        logits_processor=LogitsProcessorList([processor]),
-        stopping_criteria=StoppingCriteriaList([turns]),
-    )
+    with casts_kept(model):
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(
+                max_new_tokens=max(turns.room),
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=list(end_ids),
+            ),
+            logits_processor=LogitsProcessorList([processor]),
+            stopping_criteria=StoppingCriteriaList([turns]),
+        )
     tokens = output[:, width:].tolist()
     logprobs = torch.stack(processor.logprobs, dim=1).tolist()
     for i, row in enumerate(rows):

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isnan, nan, sqrt
-from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from workbench.config import RunConfig, due
+from workbench.placement import time_when_done
 from workbench.policy import Policy
 from workbench.probes.coordinator import coordinator_rows
 from workbench.probes.evaluation import greedy_accuracy, set_accuracy
@@ -44,6 +45,8 @@ from workbench.training.passes import Passes
 class Measured:
     """The tables and metrics of one step."""
 
+    device: torch.device
+    """What it is measured on."""
     metrics: dict[str, float] = field(default_factory=dict)
     rollouts: list[RolloutRow] = field(default_factory=list)
     gain: list[GainRow] = field(default_factory=list)
@@ -54,9 +57,9 @@ class Measured:
     @contextmanager
     def timed(self, probe: str) -> Iterator[None]:
         """Add what the block takes to 'seconds/probe/<probe>'."""
-        started = perf_counter()
+        started = time_when_done(self.device)
         yield
-        self.spend(probe, perf_counter() - started)
+        self.spend(probe, time_when_done(self.device) - started)
 
     def spend(self, probe: str, seconds: float) -> None:
         """Add to 'seconds/probe/<probe>'; see `records.PROBES`."""
@@ -73,7 +76,7 @@ def measure(
     sets: Sequence[ScheduledSet] = (),
 ) -> Measured:
     """Run the probes that are due at this step; `sets` are evaluated where they are."""
-    m = Measured()
+    m = Measured(policy.device)
     probes = config.probes
     if passes.per_rollout is not None:
         m.spend("rollout_alignment", passes.per_rollout.seconds)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from workbench.config import RunConfig, due
+from workbench.placement import time_when_done
 from workbench.policy import Policy
 from workbench.records import StepRecord
 from workbench.tasks.problem import Demonstration, Task
@@ -76,17 +76,17 @@ Watch = Callable[[str], AbstractContextManager[object]]
 class Clock:
     """Times the phases of a step and passes each beginning on to the control point."""
 
-    def __init__(self, control: Control) -> None:
-        self.control = control
+    def __init__(self, control: Control, device: torch.device) -> None:
+        self.control, self.device = control, device
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """One named phase; waiting at its control point is not counted."""
         self.control(name)
-        started = time.perf_counter()
+        started = time_when_done(self.device)
         yield
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = time_when_done(self.device) - started
 
 
 class Trainer:
@@ -153,7 +153,7 @@ class Trainer:
                 self.policy.wait()  # where the optimizers' states are
 
     def _step(self, number: int, control: Control) -> StepRecord:
-        c, method, clock = self.config, self.method, Clock(control)
+        c, method, clock = self.config, self.method, Clock(control, self.policy.device)
         plan = method.plan(number, c)
         batch: RolloutBatch | None = None
         rl: RLPass | None = None
