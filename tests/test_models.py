@@ -287,7 +287,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokens: list[str]) -> None:
     writer.add_vocab_size(c.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_merges(["z z"])
+    writer.add_token_merges(["y y", "z z"])  # older readers take a list of one for the one
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
     writer.add_eos_token_id(EOS)
     writer.add_bos_token_id(BOS)
@@ -331,7 +331,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokens: list[str]) -> None:
 
 @pytest.mark.parametrize("as_file", [True, False])
 def test_gguf_becomes_a_plain_model_that_can_be_saved(tmp_path: Path, as_file: bool) -> None:
-    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "zz"]
+    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "yy", "zz"]
     original = llama(vocab_size=len(tokens))
     write_gguf(tmp_path / "tiny.gguf", original, tokens)
     model, tokenizer = load_model(

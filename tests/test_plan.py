@@ -89,7 +89,7 @@ def kept_for_backward(config: RunConfig, n: int, length: int) -> int:
 )
 def test_activations_are_within_a_fifth_of_what_is_kept(settings: dict[str, Any]) -> None:
     n, length = 8, 60
-    config = RunConfig().with_changes(micro_batch_tokens=n * length, **settings)
+    config = RunConfig().with_changes(device="cpu", micro_batch_tokens=n * length, **settings)
     planned = sizes(config)["activations"]
     if config.model.gradient_checkpointing:  # the plan has room for one layer computed again
         planned -= n * length * layer_bytes(_shape("pocket"), config, 4)
@@ -99,7 +99,10 @@ def test_activations_are_within_a_fifth_of_what_is_kept(settings: dict[str, Any]
 def test_the_cache_of_generation_is_counted_exactly(tmp_path: Path) -> None:
     for path in ("pocket", str(save_tiny_llama(tmp_path))):  # as many key heads; fewer
         policy = Policy(
-            RunConfig().with_changes(path=path).model, 0, baseline=False, reference=False
+            RunConfig().with_changes(path=path, device="cpu").model,
+            0,
+            baseline=False,
+            reference=False,
         )
         with torch.no_grad():
             cache = policy.model(torch.tensor([[5, 6, 7, 8]] * 3), use_cache=True).past_key_values

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # torch is imported where it is needed, so that --help is qui
 HELP = "what memory a run will take, part by part, before anything is loaded"
 ROOM = 0.9
 """Share of a memory that a plan may take: allocators, kernels and the system need some."""
+USUAL_GPU = 80.0
+"""GB of the GPU that is planned for where there is none."""
 
 
 def add(commands: Any) -> None:
@@ -28,9 +30,8 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--gpu",
         type=float,
-        default=80.0,
         metavar="GB",
-        help="a GPU to plan for, where this machine has none (default: 80)",
+        help="a GPU to plan for (default: this machine's, or 80 where it has none)",
     )
 
 
@@ -48,9 +49,10 @@ def run(options: argparse.Namespace) -> int:
     plan = memory_plan(config)
     print(plan.table())
     memories = machine(config, plan)
-    if not any(memory.is_gpu for memory in memories):
-        there = int(options.gpu * 1e9)
-        memories.insert(0, Memory(f"a GPU of {options.gpu:g} GB", there, plan.device_bytes, True))
+    if options.gpu or not any(memory.is_gpu for memory in memories):
+        size = options.gpu or USUAL_GPU
+        planned_for = Memory(f"a GPU of {size:g} GB", int(size * 1e9), plan.device_bytes, True)
+        memories.insert(0, planned_for)
     for memory in memories:
         print(f"  {memory}")
     return 0
