@@ -21,7 +21,7 @@ def _paper(
     differs here: computing in bf16 with a bf16 reference [infer], and all that is not computed with
     waits on the CPU, where AdamW of θ and θ̂ then runs, in float32: 200 GiB there at 3 B, 520 at
     8 B. That costs time and changes no objective. At 8 B each parameter's gradient goes to the CPU
-    in every micro-batch (`gradient_sum`) and fewer texts are generated at once. Not run on a GPU.
+    in every micro-batch (`gradient_sum`) and fewer texts are generated at once. Not run whole.
     """
     return {
         "model": {
