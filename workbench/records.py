@@ -29,7 +29,8 @@ PROBES = {
 'evaluation/<name>' for each of `evaluation_sets`, with a schedule of its own.
 
 'seconds/probe/<name>' is what it took, at the steps where it was due. These are parts of the phase
-'probes', but for what alignment does inside the backward passes of the phase 'gradients'.
+'probes', but for what alignment does inside the backward passes of the phase 'gradients': on a GPU
+that is the time to give it its work, not the GPU's own, for waiting there would slow the passes.
 """
 
 SET_ACCURACY = "eval/accuracy/"
