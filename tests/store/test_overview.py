@@ -71,6 +71,46 @@ def small(monkeypatch):
     monkeypatch.setattr(overview, "MOST", 50)
 
 
+@pytest.mark.parametrize("looked_every", [1, 7, 400])
+def test_metrics_of_a_long_run_keep_the_newest_steps_and_each_ones_extremes(
+    looked_every, tmp_path, monkeypatch
+):
+    """In every stretch of the older steps; also where some metrics are measured now and then."""
+    monkeypatch.setattr(overview, "METRICS_NEWEST", 20)
+    monkeypatch.setattr(overview, "METRICS_OLDER", 120)
+    monkeypatch.setattr(overview, "METRICS_MOST", 180)
+    random = np.random.default_rng(0)
+    with RunStore.create(tmp_path / "run", RunConfig()) as store:
+        looking = open_run(store.path)
+        for record in make_records(400):
+            values = {f"curve/{i}": random.normal() for i in range(5) if record.step % (i + 1) == 0}
+            store.append(replace(record, metrics={**record.metrics, **values}))
+            store.add_metrics(record.step, {"seconds/total": random.normal()})
+            if record.step % looked_every == 0:
+                kept = looking.overview("metrics")
+                assert len(kept) <= 180
+        store.add_metrics(3, {"late": 1.0})  # of a step that may be forgotten
+        kept, whole = looking.overview("metrics"), looking.frame("metrics")
+        assert "late" in kept
+        whole_from = kept.attrs["whole_from"]
+        assert 200 < whole_from <= 381
+        inside = whole["step"].isin(kept["step"])
+        assert_same(kept, whole[inside].reset_index(drop=True))
+        assert set(whole["step"][whole["step"] >= whole_from]) <= set(kept["step"])
+        older, also = whole[whole["step"] < whole_from], kept[kept["step"] < whole_from]
+        assert len(also) < 0.6 * len(older)
+        for name in whole:
+            if not name.startswith("seconds/") and name != "late":
+                assert np.float32(older[name].max()) == np.float32(also[name].max()), name
+                assert np.float32(older[name].min()) == np.float32(also[name].min()), name
+        per_stretch = np.histogram(also["step"], bins=5)[0]
+        assert per_stretch.min() > 0.3 * per_stretch.max()  # early steps stay as dense as late ones
+        store.rewind(100)
+        again = looking.overview("metrics")
+        assert_same(again, looking.frame("metrics"))
+        assert again.attrs["whole_from"] == 0
+
+
 EACH = {"gain": "estimator", "alignment": "part", "coordinator": "layer"}
 
 

@@ -85,6 +85,7 @@ class Metrics:
         self._places: dict[tuple[int, int], int] = {}  # (step, timeline): place, with history
         self._values: dict[str, array[float]] = {}
         self._last_step, self._last_value = 0, 0
+        self._thinned = False
 
     def read(self, database: sqlite3.Connection) -> None:
         """Take in the steps and values that were added since the last time."""
@@ -110,8 +111,9 @@ class Metrics:
             if name not in self._values:
                 unknown = [np.nan] * len(self._steps)
                 self._values[name] = array("f" if self._single else "d", unknown)
-            if value is not None:
-                self._values[name][self._place(step, timeline)] = self._fitting(value)
+            place = self._place(step, timeline)
+            if value is not None and place is not None:
+                self._values[name][place] = self._fitting(value)
             self._last_value = row
 
     def frame(self) -> pd.DataFrame:
@@ -120,12 +122,21 @@ class Metrics:
         values = {name: np.array(values) for name, values in self._values.items()}
         return pd.DataFrame({"step": steps, **values})
 
-    def _place(self, step: int, timeline: int) -> int:
-        """Where a step's values are. Raises KeyError where it was not recorded."""
+    def keep(self, places: Sequence[int]) -> None:
+        """Forget all rows but these, the newest among them; for live ones alone."""
+        self._thinned = True
+        self._steps = array("q", [self._steps[place] for place in places])
+        for name, values in self._values.items():
+            self._values[name] = array(values.typecode, [values[place] for place in places])
+
+    def _place(self, step: int, timeline: int) -> int | None:
+        """Where a step's values are; None: forgotten. Raises KeyError where it was not recorded."""
         if self._history:
             return self._places[step, timeline]
         at = bisect_left(self._steps, step)  # live steps ascend
         if self._steps[at : at + 1] != array("q", [step]):
+            if self._thinned:
+                return None
             raise KeyError(step)
         return at
 

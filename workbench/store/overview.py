@@ -22,6 +22,8 @@ OLDER = 400
 """Steps before them that stay at most: those at which it is highest or lowest in its stretch."""
 MOST = 900
 """Steps above which it is thinned to these two: well above their sum, so that it is done seldom."""
+METRICS_NEWEST, METRICS_OLDER, METRICS_MOST = 400, 1000, 2000
+"""The same of metrics, whose rows are steps."""
 AT_ONCE = 4096
 """Rows read at once: as Python objects they take ten times the memory."""
 
@@ -35,7 +37,11 @@ class Overview:
     def __init__(self) -> None:
         self._lock = Lock()
         self._timelines: list[Any] = []
+        self._forget()
+
+    def _forget(self) -> None:
         self._metrics = frames.Metrics(single=True)
+        self._metrics_whole_from = 0
         self._tables: dict[str, _Table] = {}
 
     def frame(self, database: sqlite3.Connection, name: str) -> pd.DataFrame:
@@ -43,14 +49,40 @@ class Overview:
         with self._lock:
             timelines = database.execute("SELECT * FROM timelines").fetchall()
             if timelines != self._timelines:
-                self._timelines, self._tables = timelines, {}
-                self._metrics = frames.Metrics(single=True)
+                self._timelines = timelines
+                self._forget()
             if name == "metrics":
-                self._metrics.read(database)
-                return self._metrics.frame()
+                return self._read_metrics(database)
             table = self._tables.setdefault(name, _Table(name))
             table.read(database)
             return table.frame()
+
+    def _read_metrics(self, database: sqlite3.Connection) -> pd.DataFrame:
+        self._metrics.read(database)
+        frame = self._metrics.frame()
+        if len(frame) > METRICS_MOST:
+            older = len(frame) - METRICS_NEWEST
+            self._metrics_whole_from = int(frame["step"].iloc[older])
+            self._metrics.keep([*_kept_metrics(frame[:older]), *range(older, len(frame))])
+            frame = self._metrics.frame()
+        frame.attrs["whole_from"] = self._metrics_whole_from
+        return frame
+
+
+def _kept_metrics(older: pd.DataFrame) -> list[int]:
+    """Positions of at most METRICS_OLDER rows, one a step: the extremes of all but seconds.
+
+    In as many stretches as that allows: where metrics are extreme at the same steps, in more.
+    """
+    columns = [name for name in older if name != "step" and not name.startswith("seconds/")]
+    since = (older["step"] - older["step"].iloc[0]).to_numpy()
+    stretches = METRICS_OLDER // 8
+    while stretches > 1:
+        kept = extremes(older, columns, since * stretches // (since[-1] + 1))
+        if len(kept) <= METRICS_OLDER:
+            return kept
+        stretches //= 2
+    return extremes(older, columns, since * 0)
 
 
 class _Table:

@@ -198,10 +198,10 @@ class Run:
     def overview(self, name: str) -> pd.DataFrame:
         """What to draw `frame(name)` from, again and again: each look reads only what is new.
 
-        metrics: all steps, in single precision. gain, alignment, coordinator: all rows of the
-        newest steps; where a run is long, of the steps before `attrs["whole_from"]` those at which
-        a curve of its figures is highest or lowest in its stretch. demonstrations: all. What is
-        kept in memory for it grows with the metrics and demonstrations alone.
+        gain, alignment, coordinator: all rows of the newest steps; where a run is long, of the
+        steps before `attrs["whole_from"]` those at which a curve of its figures is highest or
+        lowest in its stretch. metrics: likewise, from 2,000 steps on, in single precision.
+        demonstrations: all, and what is kept in memory for it grows with them alone.
 
         Raises RunFolderError for another name.
         """
