@@ -7,9 +7,8 @@
 
 Exit codes: 0 done, 2 something the user can put right (said in one line on stderr), 130 interrupted
 (the run is saved and the command that goes on with it is printed), 141 the reader of a pipe has
-gone. `doctor` has its own: 0 nothing
-but notes found, 1 warnings, 2 something critical, or nothing to look at (said on stderr); of
-settings: 0 they fit the machine, 1 just about, 2 not.
+gone. `doctor` has its own: 0 nothing but notes found, 1 warnings, 2 something critical, or nothing
+to look at (said on stderr); of settings: 0 they fit the machine, 1 just about, 2 not.
 """
 
 from __future__ import annotations
