@@ -85,7 +85,8 @@ def test_a_fork_that_cannot_be_leaves_no_folder(s: Session, tmp_path: Path) -> N
         ({"bass_lr": 1.0}, "did you mean 'base_lr'"),
         ({"base_lr": -1.0}, "base_lr"),
         ({"lora_rank": 4}, "lora_rank"),
-        ({"kind": "gym"}, "task.terms: no such setting"),
+        ({"kind": "dataset"}, "task.data: "),
+        ({"gym_name": "chain_sum"}, "kind 'gym' has it"),
     ):
         with pytest.raises(ConfigError, match=error):
             s.fork(tmp_path / "fork", **changes)
