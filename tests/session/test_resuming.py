@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +87,23 @@ def test_close_during_a_step_loses_that_step_only(
         assert again.step_number == 1
         again.run(STEPS - 1)
         assert_same_numbers(again, history.numbers)
+
+
+def test_steps_that_are_executed_again_have_a_progress_bar(
+    s: Session, history: History, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s.run(3)
+    s.close()
+    capsys.readouterr()
+    Session.resume(s.run_dir).close()
+    assert "again" not in capsys.readouterr().err  # nothing to do: the snapshot is there
+    for step in (2, 3):
+        shutil.rmtree(s.run_dir / "snapshots" / f"step-{step:06d}")
+    with Session.resume(s.run_dir) as again:
+        told = capsys.readouterr().err
+        assert "again from the snapshot of step 0" in told
+        assert "100%" in told and "3/3" in told
+        assert same_bits(weights(again), history.weights[3])
 
 
 def test_after_close_every_call_says_so_and_reading_goes_on(s: Session, tmp_path: Path) -> None:
