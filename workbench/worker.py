@@ -63,7 +63,7 @@ class Worker:
         self._running = False  # whether steps are wanted
         self._target: int | None = None
         self._doing = ""
-        self._again = (0, 0)  # the step that is executed again, and the last that will be
+        self._again = (0, 0, 0)  # of steps executed again: the first, the present, the last
         self._phase = ""
         self._untold: deque[Finding] = deque()  # could not be written when they were found
         self._seconds: deque[float] = deque(maxlen=8)
@@ -133,7 +133,7 @@ class Worker:
     def again(self, step: int, last: int, phase: str) -> None:
         """The control point of steps that are executed again; see `engine.Again`."""
         self.queue.check()
-        self._again = (step, last)
+        self._again = (self._again[0] or step, step, last)
         if self.queue.current is not None:
             self._doing = f"{self.queue.current.name}: step {step} of {last} again, {phase}"
             self._tell()
@@ -167,18 +167,17 @@ class Worker:
     def _wait_for(self, ready: Future[None]) -> None:
         """Wait until the thread has everything, with a bar of the steps it executes again."""
         bar: tqdm[Any] | None = None
-        first = 0
-        while not wait([ready], timeout=0.2).done:
-            step, last = self._again
+        waiting = True
+        while waiting:
+            waiting = not wait([ready], timeout=0.2).done
+            first, step, last = self._again
             if step and bar is None:
-                first = step
                 said = f"again from the snapshot of step {first - 1}"
                 bar = tqdm(total=last - first + 1, unit="step", desc=said, dynamic_ncols=True)
             if bar is not None:
-                bar.update(step - first - bar.n)
+                finished = last if not waiting and ready.exception() is None else step - 1
+                bar.update(finished - first + 1 - bar.n)
         if bar is not None:
-            if not ready.exception():
-                bar.update(bar.total - bar.n)
             bar.close()
 
     def _work(self, config: RunConfig, store: RunStore, ready: Future[None]) -> None:
