@@ -79,6 +79,11 @@ def test_another_kind_of_task_begins_at_its_defaults() -> None:
         RunConfig.parse({"task": {"kind": "arithmetic", "data": "x.jsonl"}})
     with pytest.raises(ConfigError, match="task.kind: .*chess"):
         RunConfig().with_changes(kind="chess")
+    for kind in (None, 3, ["gym"], {"gym": 1}, "gym\n" * 1000):
+        for more in ({}, {"data": "x.jsonl"}):
+            with pytest.raises(ConfigError) as told:
+                RunConfig().with_changes(kind=kind, **more)
+            assert len(str(told.value).splitlines()) == 1 and len(str(told.value)) < 300
 
 
 @pytest.mark.parametrize(

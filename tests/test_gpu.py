@@ -11,28 +11,16 @@ import pytest
 import torch
 
 from tests.training.tiny import (
-    ChanceTask,
     float64_everywhere,
-    make_policy,
+    numbers,
     save_tiny_llama,
     small_config,
-    to_float64,
+    two_steps,
 )
-from workbench.config import RunConfig
-from workbench.policy import Policy
-from workbench.records import StepRecord
-from workbench.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 MEASURED = {"alignment_every": 1, "rollout_alignment_every": 1, "token_views_every": 1}
 METHODS = ["bridge", "grpo", "sft", "naive_mix", "alternating"]
-
-
-def two_steps(config: RunConfig) -> tuple[Policy, list[StepRecord]]:
-    policy = make_policy(config)
-    to_float64(policy)
-    trainer = Trainer(config, policy, ChanceTask())
-    return policy, [trainer.step(1), trainer.step(2)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -44,13 +32,11 @@ def test_two_steps_are_those_of_the_cpu(method: str, tmp_path: Path) -> None:
     model = save_tiny_llama(tmp_path)
     config = small_config(model, method=method, **MEASURED)
     with float64_everywhere():
-        here, expected = two_steps(config.with_changes(device="cpu"))
-        there, found = two_steps(config.with_changes(device="cuda"))
+        here, expected = two_steps(config.with_changes(device="cpu"), double=True)
+        there, found = two_steps(config.with_changes(device="cuda"), double=True)
     for a, b in zip(found, expected, strict=True):
         assert [row.token_ids for row in a.rollouts] == [row.token_ids for row in b.rollouts]
-        ours = {k: v for k, v in a.metrics.items() if not k.startswith("seconds/")}
-        theirs = {k: v for k, v in b.metrics.items() if not k.startswith("seconds/")}
-        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9, nan_ok=True)
+        assert numbers(a) == pytest.approx(numbers(b), rel=1e-6, abs=1e-9, nan_ok=True)
     step = config.training.base_lr
     for parts in ("base", "baseline_base", "coordinator"):
         for name, parameter in getattr(there, parts).items():

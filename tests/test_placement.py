@@ -11,20 +11,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.tiny import (
-    ChanceTask,
     float64_everywhere,
     make_policy,
+    numbers,
     save_tiny_llama,
     small_config,
-    to_float64,
+    two_steps,
 )
 from workbench import placement
-from workbench.config import ConfigError, RunConfig
-from workbench.policy import Policy
-from workbench.records import StepRecord
+from workbench.config import ConfigError
 from workbench.sampling import Noise, completion_logits, pack, sample, token_logprobs
 from workbench.training.gradients import sft_pass
-from workbench.training.trainer import Trainer
 
 MEASURED = {"alignment_every": 1, "rollout_alignment_every": 1, "token_views_every": 1}
 
@@ -32,18 +29,6 @@ MEASURED = {"alignment_every": 1, "rollout_alignment_every": 1, "token_views_eve
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("model"))
-
-
-def two_steps(config: RunConfig, double: bool = False) -> tuple[Policy, list[StepRecord]]:
-    policy = make_policy(config)
-    if double:
-        to_float64(policy)
-    trainer = Trainer(config, policy, ChanceTask())
-    return policy, [trainer.step(1), trainer.step(2)]
-
-
-def numbers(record: StepRecord) -> dict[str, float]:
-    return {k: v for k, v in record.metrics.items() if not k.startswith("seconds/")}
 
 
 def test_checkpointed_layers_give_the_same_steps(model: Path) -> None:

@@ -191,6 +191,10 @@ def test_the_command_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> N
     assert "673,024 parameters" in said and "needed: fits" in said and "gradients" in said
     assert main(["plan", "--preset", "qwen2.5-3b", "--gpu", "40"]) == 0
     assert "a GPU of 40 GB: 37.25 GiB" in capsys.readouterr().out
+    for size in ("0", "-1", "nan", "inf", "80GB"):
+        with pytest.raises(SystemExit):
+            main(["plan", "--preset", "pocket", "--gpu", size])
+        assert size in capsys.readouterr().err
     with pytest.raises(ConfigError, match="the shape of 'no/such/model' is not known here"):
         memory_plan(RunConfig().with_changes(path="no/such/model"))
 

@@ -17,7 +17,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from workbench.config import RunConfig
 from workbench.pocket.make import make_tokenizer
 from workbench.policy import Policy
+from workbench.records import StepRecord
 from workbench.tasks.problem import Demonstration, Problem, Split
+from workbench.training.trainer import Trainer
 
 
 def save_tiny_llama(folder: Path, *, tied: bool = True, vocab_size: int | None = None) -> Path:
@@ -142,3 +144,17 @@ def float64_everywhere() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(before)
+
+
+def two_steps(config: RunConfig, double: bool = False) -> tuple[Policy, list[StepRecord]]:
+    """A policy after steps 1 and 2, and what they recorded."""
+    policy = make_policy(config)
+    if double:
+        to_float64(policy)
+    trainer = Trainer(config, policy, ChanceTask())
+    return policy, [trainer.step(1), trainer.step(2)]
+
+
+def numbers(record: StepRecord) -> dict[str, float]:
+    """The metrics that are the same wherever a step is made."""
+    return {k: v for k, v in record.metrics.items() if not k.startswith("seconds/")}

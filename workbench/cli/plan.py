@@ -29,10 +29,20 @@ def add(commands: Any) -> None:
     command.add_argument("--method", help="another method than the config's")
     command.add_argument(
         "--gpu",
-        type=float,
+        type=_gigabytes,
         metavar="GB",
         help="a GPU to plan for (default: this machine's, or 80 where it has none)",
     )
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of GB above 0 (got {text!r})")
+    return size
 
 
 def run(options: argparse.Namespace) -> int:

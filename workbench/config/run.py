@@ -263,7 +263,7 @@ def _suggest(name: str, known: list[str]) -> str:
 def _elsewhere(name: str, kind: str) -> str:
     """Which kind of task has a setting that this one has not; '' where none has."""
     has = [repr(other) for other, task in _TASKS.items() if name in task.model_fields]
-    return f" of tasks of kind {kind!r}; kind {has[0]} has it" if has else ""
+    return f" of tasks of kind {_shown(kind)!r}; kind {has[0]} has it" if has else ""
 
 
 _TASK_TYPES = (ArithmeticTaskConfig, GymTaskConfig, ToolsTaskConfig, DatasetTaskConfig)
